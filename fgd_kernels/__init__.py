@@ -1,0 +1,20 @@
+"""Focal and Global Knowledge Distillation for Detectors (FGD, CVPR 2022) as fused kernels."""
+
+from .boxes import PackedBoxes, pack_boxes
+from .functional import LOSS_NAMES, fgd_loss
+from .modules import PRESETS, FeatureLoss, FGDLoss
+from .ops import BackendStatus, backends
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LOSS_NAMES",
+    "PRESETS",
+    "BackendStatus",
+    "FGDLoss",
+    "FeatureLoss",
+    "PackedBoxes",
+    "backends",
+    "fgd_loss",
+    "pack_boxes",
+]

@@ -1,0 +1,198 @@
+"""The functional call: checks the features, packs the boxes, runs the operator."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .boxes import PackedBoxes, check_packed, pack_boxes
+from .reference import GC_BLOCK_SIZE
+
+LOSS_NAMES = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
+ATTENTIONS = ("both", "spatial", "channel", "none")
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def fgd_loss(
+    student: Tensor | Sequence[Tensor],
+    teacher: Tensor | Sequence[Tensor],
+    boxes: Sequence[Tensor] | PackedBoxes,
+    image_sizes: Sequence[Sequence[float]] | Tensor | None,
+    *,
+    gc_block: Sequence[Tensor] = (),
+    alpha: float = 1e-3,
+    beta: float = 5e-4,
+    gamma: float = 1e-3,
+    lambda_: float = 5e-6,
+    temperature: float = 0.5,
+    attention: str = "both",
+    split: bool = True,
+    level_weights: Sequence[float] | str | None = None,
+    backend: str = "auto",
+    validate: bool = False,
+    return_levels: bool = False,
+) -> dict[str, Tensor] | tuple[dict[str, Tensor], Tensor]:
+    """The FGD loss (the paper's (9), (10) and (12)) of one level or of a whole pyramid.
+
+    Args:
+        student: features (N, C, H, W), or a list of them, one a level; N and device are common to all levels,
+            C, H and W are each level's own. float32, float16, bfloat16 (summed in float32) or float64; contiguous
+            or channels_last, without a copy. C at most 2048.
+        teacher: features of the same shapes; they take no gradient. The dtype may differ from the student's.
+        boxes: one tensor (n_i, 4) an image, x1, y1, x2, y2 in pixels; or what `pack_boxes` made of them.
+        image_sizes: one (height, width) an image, in the same pixels: the frame that the whole feature map covers,
+            which is the padded batch size. None if the boxes are packed.
+        gc_block: the GcBlock parameters of the student and the teacher, 16 tensors a level, in the order given in
+            `reference.gc_block_pair`; FGDLoss holds them. Empty: no global term (the paper's table 4).
+        alpha, beta, gamma, lambda_: weights of foreground, background, attention and global term; the default is
+            the paper's for one-stage detectors with anchors.
+        temperature: T of (7) and (8), > 0.
+        attention: 'both', 'spatial' alone, 'channel' alone or 'none' (table 5).
+        split: False distils the image as one area, weighted by beta, instead of fore- and background (table 1).
+        level_weights: one factor a level, or 'inverse_area' for 1 / (H·W); None for 1.
+        backend: 'auto', or one of `backends()`.
+        validate: check box values on a GPU too, which costs a synchronisation.
+        return_levels: also return the weighted terms of each level, detached (L, 4), for logs.
+
+    Returns:
+        dict of four 0-dim tensors, float32 (float64 for float64 features), averaged over the images: loss_fgd_fg,
+        loss_fgd_bg, loss_fgd_attention and loss_fgd_global. Their sum is the loss. No second derivatives.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
+        RuntimeError: the backend asked for by name cannot run here.
+    """
+    students, teachers = _as_levels(student, "student"), _as_levels(teacher, "teacher")
+    _check_features(students, teachers)
+    first = students[0]
+    packed = _pack(boxes, image_sizes, first, validate)
+    if not split:
+        packed = packed._replace(values=packed.values[:0], offsets=torch.zeros_like(packed.offsets))
+    _check_gc_block(gc_block, teachers)
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    weights = [
+        factor * weight
+        for factor in _level_factors(level_weights, students)
+        for weight in (alpha, beta, gamma, lambda_)
+    ]
+    *terms, levels = ops.pyramid_loss(
+        students,
+        teachers,
+        packed,
+        gc_block,
+        weights,
+        temperature if attention in ("both", "spatial") else math.inf,
+        temperature if attention in ("both", "channel") else math.inf,
+        backend,
+    )
+    losses = dict(zip(LOSS_NAMES, terms, strict=True))
+    return (losses, levels) if return_levels else losses
+
+
+def _as_levels(features: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
+    if isinstance(features, Tensor):
+        return [features]
+    if isinstance(features, Mapping) or not isinstance(features, Sequence):
+        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {type(features).__name__}")
+    if not features:
+        raise ValueError(f"{name}: expected at least one level, got none")
+    return list(features)
+
+
+def _check_features(students: list[Tensor], teachers: list[Tensor]) -> None:
+    if len(students) != len(teachers):
+        raise ValueError(f"teacher: expected {len(students)} levels, as the student has, got {len(teachers)}")
+    for name, levels in (("student", students), ("teacher", teachers)):
+        for level, features in enumerate(levels):
+            _check_level(features, f"{name}[{level}]", levels[0], students[0])
+    for level, (s, t) in enumerate(zip(students, teachers, strict=True)):
+        if s.shape != t.shape:
+            raise ValueError(
+                f"teacher[{level}]: expected the student's shape {tuple(s.shape)}, got {tuple(t.shape)} "
+                "(align the channels, resize the maps)"
+            )
+        if t.requires_grad:
+            raise ValueError(f"teacher[{level}]: expected no gradient, got requires_grad=True; detach() it")
+
+
+def _check_level(features: Tensor, name: str, first: Tensor, student: Tensor) -> None:
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{name}: expected a tensor (N, C, H, W), got {type(features).__name__}")
+    if features.dtype not in _DTYPES:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {features.dtype}")
+    if features.dtype != first.dtype:
+        raise TypeError(f"{name}: expected one dtype for all levels, {first.dtype}, got {features.dtype}")
+    if features.ndim != 4:
+        raise ValueError(f"{name}: expected shape (N, C, H, W), got {tuple(features.shape)}")
+    n, c, h, w = features.shape
+    if n != student.shape[0]:
+        raise ValueError(f"{name}: expected {student.shape[0]} images, as on the first level, got {n}")
+    if not 1 <= c <= ops.MAX_CHANNELS or h < 1 or w < 1:
+        raise ValueError(f"{name}: expected 1 to {ops.MAX_CHANNELS} channels and H, W >= 1, got {tuple(features.shape)}")
+    if features.device != student.device:
+        raise ValueError(f"{name}: expected device {student.device}, as the first level, got {features.device}")
+
+
+def _pack(boxes, image_sizes, first: Tensor, validate: bool) -> PackedBoxes:
+    if not isinstance(boxes, PackedBoxes):
+        if image_sizes is None:
+            raise TypeError("image_sizes: expected one (height, width) an image, got None")
+        boxes = pack_boxes(boxes, image_sizes, first.device, validate=validate)
+        images = boxes.sizes.shape[0]
+        if images != first.shape[0]:
+            raise ValueError(f"boxes: expected one tensor for each of {first.shape[0]} images, got {images}")
+    elif image_sizes is not None:
+        raise TypeError("image_sizes: expected None, because the boxes are packed with their image sizes")
+    check_packed(boxes, first.shape[0], first.device)
+    return boxes
+
+
+def _check_gc_block(gc_block: Sequence[Tensor], teachers: list[Tensor]) -> None:
+    if gc_block and len(gc_block) != GC_BLOCK_SIZE * len(teachers):
+        raise ValueError(
+            f"gc_block: expected {GC_BLOCK_SIZE} tensors for each of {len(teachers)} levels, got {len(gc_block)}"
+        )
+    work = torch.promote_types(teachers[0].dtype, torch.float32)
+    for index, tensor in enumerate(gc_block):
+        level, which = divmod(index, GC_BLOCK_SIZE)
+        channels = teachers[level].shape[1]
+        hidden = gc_block[level * GC_BLOCK_SIZE + (4 if which < 10 else 10)].shape[0]
+        expected = _gc_block_shape(which, channels, hidden)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"gc_block[{index}]: expected shape {expected}, got {tuple(tensor.shape)}")
+        if tensor.device != teachers[0].device:
+            raise ValueError(f"gc_block[{index}]: expected device {teachers[0].device}, got {tensor.device}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"gc_block[{index}]: expected {work}, got {tensor.dtype}")
+
+
+def _gc_block_shape(which: int, channels: int, hidden: int) -> tuple[int, ...]:
+    if which < 4:
+        return (1,) if which % 2 else (1, channels, 1, 1)
+    transform = (
+        (hidden, channels, 1, 1),
+        (hidden,),
+        (hidden, 1, 1),
+        (hidden, 1, 1),
+        (channels, hidden, 1, 1),
+        (channels,),
+    )
+    return transform[(which - 4) % 6]
+
+
+def _level_factors(level_weights: Sequence[float] | str | None, students: list[Tensor]) -> list[float]:
+    if level_weights is None:
+        return [1.0] * len(students)
+    if isinstance(level_weights, str):
+        if level_weights != "inverse_area":
+            raise ValueError(f"level_weights: expected numbers, 'inverse_area' or None, got {level_weights!r}")
+        return [1.0 / (s.shape[2] * s.shape[3]) for s in students]
+    if len(level_weights) != len(students):
+        raise ValueError(f"level_weights: expected {len(students)} numbers, one a level, got {len(level_weights)}")
+    return [float(weight) for weight in level_weights]

@@ -1,0 +1,253 @@
+"""The loss as modules: FGDLoss for a pyramid, FeatureLoss for one level with the published class's interface."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .boxes import PackedBoxes
+from .functional import fgd_loss
+
+# Section 4.2 of the paper: α, β, γ, λ; T is 0.5 for all. The authors' published configurations use another γ
+# (5e-4 for one-stage detectors with anchors, 8e-4 for those without) and T = 0.8 for FCOS.
+PRESETS = {
+    "two_stage": {"alpha": 5e-5, "beta": 2.5e-5, "gamma": 5e-5, "lambda_": 5e-7, "temperature": 0.5},
+    "one_stage_anchor": {"alpha": 1e-3, "beta": 5e-4, "gamma": 1e-3, "lambda_": 5e-6, "temperature": 0.5},
+    "one_stage_anchor_free": {"alpha": 1.6e-3, "beta": 8e-4, "gamma": 8e-3, "lambda_": 8e-6, "temperature": 0.5},
+}
+
+
+class FGDLevel(nn.Module):
+    """What one level learns: the align convolution, if channel counts differ, and two GcBlocks (12).
+
+    Parameter names, shapes and initialisation are those of the published FeatureLoss.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
+            if not isinstance(channels, int) or channels < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {channels!r}")
+        self.student_channels, self.teacher_channels = student_channels, teacher_channels
+        differ = student_channels != teacher_channels
+        self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1) if differ else None
+        self.conv_mask_s = nn.Conv2d(teacher_channels, 1, kernel_size=1)
+        self.conv_mask_t = nn.Conv2d(teacher_channels, 1, kernel_size=1)
+        self.channel_add_conv_s = self._transform(teacher_channels)
+        self.channel_add_conv_t = self._transform(teacher_channels)
+        self.reset_parameters()
+
+    @staticmethod
+    def _transform(channels: int) -> nn.Sequential:
+        hidden = max(channels // 2, 1)
+        return nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=1),
+            nn.LayerNorm([hidden, 1, 1]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, kernel_size=1),
+        )
+
+    def reset_parameters(self) -> None:
+        """W_k: Kaiming normal over fan_in, bias 0. The last convolutions: 0, so that GcBlocks start as identity."""
+        for mask in (self.conv_mask_s, self.conv_mask_t):
+            nn.init.kaiming_normal_(mask.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(mask.bias)
+        for transform in (self.channel_add_conv_s, self.channel_add_conv_t):
+            nn.init.zeros_(transform[-1].weight)
+            nn.init.zeros_(transform[-1].bias)
+
+    def aligned(self, features: Tensor, name: str) -> Tensor:
+        """The student's features with the teacher's channel count."""
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise (ValueError if isinstance(features, Tensor) else TypeError)(
+                f"{name}: expected a tensor (N, {self.student_channels}, H, W), got {got}"
+            )
+        if features.shape[1] != self.student_channels:
+            raise ValueError(f"{name}: expected {self.student_channels} channels, got {features.shape[1]}")
+        return features if self.align is None else self.align(features)
+
+    def gc_block(self) -> list[Tensor]:
+        """The 16 tensors of both GcBlocks, in the order of `reference.gc_block_pair`."""
+        pair = (self.channel_add_conv_s, self.channel_add_conv_t)
+        masks = [p for conv in (self.conv_mask_s, self.conv_mask_t) for p in (conv.weight, conv.bias)]
+        return masks + [p for t in pair for part in (t[0], t[1], t[3]) for p in (part.weight, part.bias)]
+
+
+class FGDLoss(nn.Module):
+    """Focal and global distillation over a feature pyramid.
+
+    Its parameters (align convolutions and GcBlocks) are trained with the student: hand them to the optimizer.
+
+    Args:
+        student_channels: channels of the student's levels; one number for all, or one a level.
+        teacher_channels: the same for the teacher. Where they differ, a 1x1 convolution aligns the student.
+        num_levels: number of levels; 5 if both channel arguments are single numbers.
+        preset: 'two_stage', 'one_stage_anchor' or 'one_stage_anchor_free': the paper's weights (section 4.2).
+        alpha, beta, gamma, lambda_, temperature: each overrides the preset. They fit the paper's detectors; for
+            other models match them to the size of the features (the README says how).
+        level_weights: one factor a level, or 'inverse_area' for 1 / (H·W) of each level.
+        attention: 'both', 'spatial', 'channel' or 'none' (the paper's table 5).
+        split: False distils each image as one area, weighted by beta (table 1).
+        backend: 'auto', or one of `fgd_kernels.backends()`.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        student_channels: int | Sequence[int],
+        teacher_channels: int | Sequence[int],
+        num_levels: int | None = None,
+        preset: str = "one_stage_anchor",
+        *,
+        alpha: float | None = None,
+        beta: float | None = None,
+        gamma: float | None = None,
+        lambda_: float | None = None,
+        temperature: float | None = None,
+        level_weights: Sequence[float] | str | None = None,
+        attention: str = "both",
+        split: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+        given = {"alpha": alpha, "beta": beta, "gamma": gamma, "lambda_": lambda_, "temperature": temperature}
+        chosen = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
+        self.alpha, self.beta, self.gamma, self.lambda_, self.temperature = chosen.values()
+        self.level_weights, self.attention, self.split, self.backend = level_weights, attention, split, backend
+        channels = _channels_per_level(student_channels, teacher_channels, num_levels)
+        self.levels = nn.ModuleList(FGDLevel(s, t) for s, t in channels)
+
+    def forward(
+        self,
+        student_features: Sequence[Tensor],
+        teacher_features: Sequence[Tensor],
+        boxes: Sequence[Tensor] | PackedBoxes,
+        image_sizes: Sequence[Sequence[float]] | Tensor | None = None,
+        *,
+        validate: bool = False,
+        return_levels: bool = False,
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Tensor]:
+        """The weighted terms loss_fgd_fg, loss_fgd_bg, loss_fgd_attention, loss_fgd_global; they sum to the loss.
+
+        Args:
+            student_features: one (N, C_s, H, W) a level.
+            teacher_features: one (N, C_t, H, W) a level, without gradient.
+            boxes, image_sizes, validate, return_levels: see `fgd_loss`.
+        """
+        if isinstance(student_features, Tensor | Mapping) or not isinstance(student_features, Sequence):
+            got = type(student_features).__name__
+            raise TypeError(f"student_features: expected a list of {len(self.levels)} tensors, got {got}")
+        if len(student_features) != len(self.levels):
+            raise ValueError(
+                f"student_features: expected {len(self.levels)} levels (num_levels), got {len(student_features)}"
+            )
+        aligned = [
+            level.aligned(features, f"student_features[{index}]")
+            for index, (level, features) in enumerate(zip(self.levels, student_features, strict=True))
+        ]
+        return fgd_loss(
+            aligned,
+            teacher_features,
+            boxes,
+            image_sizes,
+            gc_block=[p for level in self.levels for p in level.gc_block()],
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            lambda_=self.lambda_,
+            temperature=self.temperature,
+            attention=self.attention,
+            split=self.split,
+            level_weights=self.level_weights,
+            backend=self.backend,
+            validate=validate,
+            return_levels=return_levels,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, lambda_={self.lambda_}, "
+            f"temperature={self.temperature}, backend={self.backend!r}"
+        )
+
+
+class FeatureLoss(FGDLevel):
+    """One level, with the published class's constructor, forward, state-dict keys and initialisation.
+
+    Two things differ from the published class, both at the image's border: boxes are clamped to the image (a box
+    that started outside wrapped around), and the frame of the boxes is the padded batch, if `img_metas` tells it.
+
+    Args:
+        student_channels, teacher_channels: channels of the two feature maps.
+        name: the loss's name, kept for logs.
+        temp: T. alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd: the weights; the default is for one-stage detectors
+            with anchors.
+        backend: 'auto', or one of `fgd_kernels.backends()`.
+    """
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: int,
+        name: str,
+        temp: float = 0.5,
+        alpha_fgd: float = 0.001,
+        beta_fgd: float = 0.0005,
+        gamma_fgd: float = 0.001,
+        lambda_fgd: float = 0.000005,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(student_channels, teacher_channels)
+        self.name, self.temp, self.backend = name, temp, backend
+        self.alpha_fgd, self.beta_fgd, self.gamma_fgd, self.lambda_fgd = alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd
+
+    def forward(
+        self, preds_S: Tensor, preds_T: Tensor, gt_bboxes: Sequence[Tensor], img_metas: Sequence[Mapping]
+    ) -> Tensor:
+        """The weighted loss, 0-dim.
+
+        Args:
+            preds_S: the student's features (N, C_s, H, W).
+            preds_T: the teacher's features (N, C_t, H, W). Unlike in `FGDLoss`, a gradient that it may carry is cut.
+            gt_bboxes: one tensor (n_i, 4) an image, x1, y1, x2, y2 in pixels.
+            img_metas: one mapping an image; of its keys 'batch_input_shape', 'pad_shape' and 'img_shape' the first
+                that is there gives the height and width of the frame that the feature map covers.
+        """
+        losses = fgd_loss(
+            self.aligned(preds_S, "preds_S"),
+            preds_T.detach(),
+            list(gt_bboxes),
+            [_frame(meta, index) for index, meta in enumerate(img_metas)],
+            gc_block=self.gc_block(),
+            alpha=self.alpha_fgd,
+            beta=self.beta_fgd,
+            gamma=self.gamma_fgd,
+            lambda_=self.lambda_fgd,
+            temperature=self.temp,
+            backend=self.backend,
+        )
+        return torch.stack(list(losses.values())).sum()
+
+
+def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[int, int]]:
+    lengths = [len(c) for c in (student, teacher) if isinstance(c, Sequence)]
+    levels = num_levels if num_levels is not None else (lengths[0] if lengths else 5)
+    if not isinstance(levels, int) or levels < 1:
+        raise ValueError(f"num_levels: expected an integer >= 1, got {levels!r}")
+    for name, channels in (("student_channels", student), ("teacher_channels", teacher)):
+        if isinstance(channels, Sequence) and len(channels) != levels:
+            raise ValueError(f"{name}: expected {levels} numbers, one a level, got {len(channels)}")
+    each = [list(c) if isinstance(c, Sequence) else [c] * levels for c in (student, teacher)]
+    return list(zip(*each, strict=True))
+
+
+def _frame(meta: Mapping, index: int) -> tuple[float, float]:
+    for key in ("batch_input_shape", "pad_shape", "img_shape"):
+        if key in meta:
+            return meta[key][0], meta[key][1]
+    raise ValueError(f"img_metas[{index}]: expected 'batch_input_shape', 'pad_shape' or 'img_shape', got {list(meta)}")

@@ -1,0 +1,281 @@
+"""The operator: its schema, its backends, and all that PyTorch needs to know about it.
+
+One schema serves every backend. The compiled library defines `fgd_kernels::forward` and `::backward` for CPU (and
+CUDA) tensors; the reference is `::forward_reference`. A backend is chosen here and nowhere else.
+
+    forward(student, teacher, boxes, gc_block, weights, temperatures)
+        -> fg, bg, attention, global_   0-dim: the weighted terms, summed over levels, averaged over images
+           terms (L, 4)                 the same before the sum over levels; for logs, not differentiable
+           maps, stats                  saved for backward: O(N·H·W) and O(N·C) numbers; see csrc/include/fgd/layout.h
+    backward(grads, student, teacher, gc_block, weights, temperatures, maps, stats)
+        -> the student's gradients, the GcBlocks' gradients (each an empty list where not asked for)
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import native, reference
+from .boxes import PackedBoxes
+
+NAMESPACE = "fgd_kernels"
+BACKENDS = ("cpu", "cuda", "reference")
+MAPS = 4  # per-pixel numbers saved for backward, see csrc/include/fgd/layout.h
+STATS = 7  # per-channel numbers saved for backward
+MAX_CHANNELS = 2048
+
+_FORWARD = (
+    "(Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, Tensor image_sizes, "
+    "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_BACKWARD = (
+    "(Tensor grads, Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, Tensor image_sizes, "
+    "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature, "
+    "Tensor maps, Tensor stats, bool need_student, bool need_gc_block) -> (Tensor[], Tensor[])"
+)
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend runs here, and if not, why."""
+
+    available: bool
+    reason: str
+
+
+def backends() -> dict[str, BackendStatus]:
+    """What can compute the loss on this machine, and for what cannot, why not."""
+    missing = native.load()
+    status = {"cpu": BackendStatus(missing is None, missing or "compiled for this machine's CPU")}
+    if missing is not None:
+        cuda = BackendStatus(False, missing)
+    elif not native.has_cuda():
+        cuda = BackendStatus(False, "the compiled library was built without CUDA")
+    elif not torch.cuda.is_available():
+        cuda = BackendStatus(False, "no CUDA device is visible")
+    else:
+        cuda = BackendStatus(True, "compiled with CUDA")
+    status["cuda"] = cuda
+    status["reference"] = BackendStatus(True, "plain PyTorch, any device; slow")
+    return status
+
+
+def choose_backend(requested: str, device: torch.device) -> str:
+    """The backend for features on `device`. FGD_BACKEND takes the place of 'auto'.
+
+    Raises:
+        ValueError: there is no backend of that name, or it does not serve that device.
+        RuntimeError: it was asked for by name and cannot run here; the message says why.
+    """
+    if requested == "auto":
+        requested = os.environ.get("FGD_BACKEND", "auto")
+    status = backends()
+    if requested == "auto":
+        return device.type if device.type in status and status[device.type].available else "reference"
+    if requested not in status:
+        raise ValueError(f"backend: expected 'auto' or one of {', '.join(status)}, got {requested!r}")
+    if not status[requested].available:
+        raise RuntimeError(f"backend {requested!r} cannot run here: {status[requested].reason}")
+    if requested in ("cpu", "cuda") and device.type != requested:
+        raise ValueError(f"backend {requested!r} takes tensors on {requested}, got features on {device}")
+    return requested
+
+
+def pyramid_loss(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    boxes: PackedBoxes,
+    gc_block: Sequence[Tensor],
+    weights: Sequence[float],
+    spatial_temperature: float,
+    channel_temperature: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run the operator on checked arguments (see `functional.fgd_loss`): fg, bg, attention, global, terms (L, 4)."""
+    forward = _operator(_NAMES[choose_backend(backend, student[0].device)])
+    pairs = [_common_layout(s, t) for s, t in zip(*_common_float64(student, teacher), strict=True)]
+    students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
+    accumulator = _accumulator(students, teachers)
+    parameters = [p if p.dtype == accumulator else p.to(accumulator) for p in gc_block]
+    out = forward(
+        students, teachers, *boxes, parameters, list(weights), spatial_temperature, channel_temperature
+    )
+    return out[:5]
+
+
+def _common_float64(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """float64 is for gradient checks: it goes only with float64. The other dtypes mix as they are."""
+    if (student[0].dtype == torch.float64) != (teacher[0].dtype == torch.float64):
+        return [s.double() for s in student], [t.double() for t in teacher]
+    return student, teacher
+
+
+def _common_layout(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """A pair that kernels can walk alike: pixels dense (NCHW) or channels dense (channels_last), batch stride free.
+
+    What comes in one of these two is taken as it is, channel and batch slices included; the rest is copied.
+    """
+    for dense in (_pixels_dense, _channels_dense):
+        if dense(student) and dense(teacher):
+            return student, teacher
+    if _pixels_dense(student) or not _channels_dense(student):
+        return student.contiguous(), teacher.contiguous()
+    return student, teacher.contiguous(memory_format=torch.channels_last)
+
+
+def _pixels_dense(x: Tensor) -> bool:
+    _, _, h, w = x.shape
+    return (w == 1 or x.stride(3) == 1) and (h == 1 or x.stride(2) == w)
+
+
+def _channels_dense(x: Tensor) -> bool:
+    _, c, h, w = x.shape
+    return (c == 1 or x.stride(1) == 1) and (h == 1 or w == 1 or x.stride(2) == w * x.stride(3))
+
+
+def _operator(name: str):
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+# --- the reference as a backend ---------------------------------------------------------------------------------
+
+
+def _reference_forward(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
+    terms = reference.pyramid_terms(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel)
+    return (*terms.sum(0).clone().unbind(), terms, terms.new_empty(0), terms.new_empty(0))
+
+
+def _reference_forward_kernel(*arguments):
+    outputs = _reference_forward(*arguments)
+    return tuple(output.clone() for output in outputs)
+
+
+@contextlib.contextmanager
+def _autograd_inside_kernel():
+    """A kernel runs below autograd; this brings autograd back, so that the reference can be differentiated."""
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)):
+        with torch.enable_grad():
+            yield
+
+
+def _reference_backward_kernel(
+    grads, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, maps, stats, need_s, need_gc
+):
+    with _autograd_inside_kernel():
+        inputs = [s.detach().requires_grad_(need_s) for s in student]
+        parameters = [p.detach().requires_grad_(need_gc) for p in gc_block]
+        terms = reference.pyramid_terms(
+            inputs, teacher, boxes, offsets, sizes, parameters, weights, spatial, channel
+        ).sum(0)
+        wanted = (inputs if need_s else []) + (parameters if need_gc else [])
+        found = torch.autograd.grad(terms, wanted, grads, allow_unused=True) if wanted else ()
+    found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+    found = [g.detach().clone(memory_format=torch.preserve_format) for g in found]
+    split = len(inputs) if need_s else 0
+    return found[:split], found[split:]
+
+
+# --- shapes for tracing -----------------------------------------------------------------------------------------
+
+
+def _accumulator(student, teacher) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(student[0].dtype, teacher[0].dtype), torch.float32)
+
+
+def _fake_forward(saves: bool):
+    def fake(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
+        like, dtype = student[0], _accumulator(student, teacher)
+        images = like.shape[0]
+        maps = sum(MAPS * images * s.shape[2] * s.shape[3] for s in student) if saves else 0
+        stats = sum(STATS * images * s.shape[1] for s in student) if saves else 0
+        scalars = [like.new_empty((), dtype=dtype) for _ in range(4)]
+        terms = like.new_empty((len(student), 4), dtype=dtype)
+        return (*scalars, terms, like.new_empty(maps, dtype=dtype), like.new_empty(stats, dtype=dtype))
+
+    return fake
+
+
+def _fake_backward(
+    grads, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, maps, stats, need_s, need_gc
+):
+    found = [torch.empty_like(s) for s in student] if need_s else []
+    parameters = [torch.empty_like(p) for p in gc_block] if need_gc else []
+    return found, parameters
+
+
+# --- autograd ---------------------------------------------------------------------------------------------------
+
+
+def _setup_context(ctx, inputs, output):
+    student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel = inputs
+    terms, maps, stats = output[4:]
+    ctx.mark_non_differentiable(terms, maps, stats)
+    ctx.set_materialize_grads(False)
+    ctx.levels, ctx.settings = len(student), (list(weights), spatial, channel)
+    ctx.save_for_backward(*student, *teacher, boxes, offsets, sizes, *gc_block, maps, stats)
+
+
+def _autograd_backward(name: str):
+    def backward(ctx, *grads):
+        levels = ctx.levels
+        saved = ctx.saved_tensors
+        student, teacher, rest = saved[:levels], saved[levels : 2 * levels], saved[2 * levels :]
+        boxes, gc_block, (maps, stats) = rest[:3], rest[3:-2], rest[-2:]
+        need_student, need_gc_block = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[5])
+        given = [stats.new_zeros(()) if g is None else g for g in grads[:4]]
+        grad_student, grad_gc_block = _operator(name)(
+            torch.stack(given),
+            student,
+            teacher,
+            *boxes,
+            gc_block,
+            *ctx.settings,
+            maps,
+            stats,
+            need_student,
+            need_gc_block,
+        )
+        grad_student = grad_student if need_student else [None] * levels
+        grad_gc_block = grad_gc_block if need_gc_block else [None] * len(gc_block)
+        return grad_student, [None] * levels, None, None, None, grad_gc_block, None, None, None
+
+    return backward
+
+
+def _no_second_derivative(ctx, *grads):
+    raise RuntimeError("fgd_kernels: the FGD loss has no second derivatives (double backward is not supported)")
+
+
+# --- registration -----------------------------------------------------------------------------------------------
+
+
+def _register(suffix: str, saves: bool) -> None:
+    forward, backward = f"{NAMESPACE}::forward{suffix}", f"{NAMESPACE}::backward{suffix}"
+    torch.library.register_fake(forward, _fake_forward(saves))
+    torch.library.register_fake(backward, _fake_backward)
+    torch.library.register_autograd(
+        forward, _autograd_backward(f"backward{suffix}"), setup_context=_setup_context
+    )
+    torch.library.register_autograd(backward, _no_second_derivative)
+
+
+def _define_reference(suffix: str) -> None:
+    _library.define(f"forward{suffix}{_FORWARD}", tags=torch.Tag.pt2_compliant_tag)
+    _library.define(f"backward{suffix}{_BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(f"forward{suffix}", _reference_forward_kernel, "CompositeExplicitAutograd")
+    _library.impl(f"backward{suffix}", _reference_backward_kernel, "CompositeExplicitAutograd")
+    _register(suffix, saves=False)
+
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_NAMES = {"cpu": "forward", "cuda": "forward", "reference": "forward_reference"}
+_define_reference("_reference")
+if native.load() is None:
+    _register("", saves=True)
+else:
+    _define_reference("")
