@@ -64,8 +64,9 @@ def backends() -> dict[str, BackendStatus]:
     return status
 
 
-def choose_backend(requested: str, device: torch.device) -> str:
-    """The backend for features on `device`. FGD_BACKEND takes the place of 'auto'.
+@torch.compiler.assume_constant_result
+def choose_backend(requested: str, device: str) -> str:
+    """The backend for features on a device of type `device`. FGD_BACKEND takes the place of 'auto'.
 
     Raises:
         ValueError: there is no backend of that name, or it does not serve that device.
@@ -75,12 +76,12 @@ def choose_backend(requested: str, device: torch.device) -> str:
         requested = os.environ.get("FGD_BACKEND", "auto")
     status = backends()
     if requested == "auto":
-        return device.type if device.type in status and status[device.type].available else "reference"
+        return device if device in status and status[device].available else "reference"
     if requested not in status:
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(status)}, got {requested!r}")
     if not status[requested].available:
         raise RuntimeError(f"backend {requested!r} cannot run here: {status[requested].reason}")
-    if requested in ("cpu", "cuda") and device.type != requested:
+    if requested in ("cpu", "cuda") and device != requested:
         raise ValueError(f"backend {requested!r} takes tensors on {requested}, got features on {device}")
     return requested
 
@@ -96,7 +97,7 @@ def pyramid_loss(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the operator on checked arguments (see `functional.fgd_loss`): fg, bg, attention, global, terms (L, 4)."""
-    forward = _operator(_NAMES[choose_backend(backend, student[0].device)])
+    forward = _operator(_NAMES[choose_backend(backend, student[0].device.type)])
     pairs = [_common_layout(s, t) for s, t in zip(*_common_float64(student, teacher), strict=True)]
     students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
     accumulator = _accumulator(students, teachers)
