@@ -25,7 +25,7 @@ from .boxes import PackedBoxes
 NAMESPACE = "fgd_kernels"
 BACKENDS = ("cpu", "cuda", "reference")
 MAPS = 4  # per-pixel numbers saved for backward, see csrc/include/fgd/layout.h
-STATS = 7  # per-channel numbers saved for backward
+STATS = 6  # per-channel numbers saved for backward
 MAX_CHANNELS = 2048
 
 _FORWARD = (

@@ -1,0 +1,160 @@
+// Backward: GcBlocks (one task a level and net), then chunks (the one pass), then the sums of the key gradients.
+#include <algorithm>
+
+#include "pyramid.h"
+
+namespace fgd::cpu {
+
+// ∂L/∂ctx of both nets for every level and image, ū = g_ctx·ctx, all [levels][2][N][...].
+template <class A>
+struct ContextGrads {
+  int64_t stride;  // between two nets of a level: N·C of the widest level
+  std::vector<A> grads, means;
+  int images;
+  const A* grad(int level, int net, int image, int channels) const {
+    return &grads[(2 * level + net) * stride + int64_t{image} * channels];
+  }
+  A mean(int level, int net, int image) const { return means[(2 * level + net) * images + image]; }
+};
+
+template <class A>
+static A upstream(const Pyramid& p, const A* grads, int level, Term term) {
+  return static_cast<A>(grads[term] * p.weights[level * kTerms + term] / p.images);
+}
+
+template <class A>
+static GcTransformGrads<A> transform_grads(const std::vector<void*>& gc_block, int level, int net) {
+  if (gc_block.empty()) return {};
+  void* const* t = &gc_block[level * kGcTensors + (net ? 10 : 4)];
+  auto at = [&](int i) { return static_cast<A*>(t[i]); };
+  return {at(0), at(1), at(2), at(3), at(4), at(5)};
+}
+
+template <class A>
+static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, const A* grads, const A* stats,
+                                     const std::vector<void*>& gc_block) {
+  const int levels = static_cast<int>(p.levels.size());
+  ContextGrads<A> out{int64_t{p.images} * largest_channels(p), {}, {}, p.images};
+  out.grads.resize(2 * levels * out.stride);
+  out.means.resize(2 * levels * p.images);
+  if (p.gc_block.empty()) return out;
+  int hidden = 1;
+  for (int h : p.gc_hidden) hidden = std::max(hidden, h);
+  const size_t bytes = (3 * int64_t{p.images} * hidden + out.stride) * sizeof(A);
+  run(2 * levels, bytes, [&](int64_t task, void* scratch) {
+    const int level = static_cast<int>(task / 2), net = task % 2, C = p.levels[level].channels;
+    const A* level_stats = stats + p.stats_offset(level, 0);
+    const A* context = level_stats + (net ? kStatContextT : kStatContextS) * C;
+    const A factor = (net ? -1 : 1) * upstream(p, grads, level, kGlobal);
+    A *grad_added = static_cast<A*>(scratch), *grad_context = &out.grads[task * out.stride];
+    for (int n = 0; n < p.images; ++n)
+      for (int c = 0; c < C; ++c)
+        grad_added[int64_t{n} * C + c] = factor * level_stats[(int64_t{n} * kStats + kStatShiftGrad) * C + c];
+    gc_kernels<A>().backward(gc_transform<A>(p, level, net), transform_grads<A>(gc_block, level, net), context,
+                             int64_t{kStats} * C, grad_added, grad_context, grad_added + out.stride);
+    for (int n = 0; n < p.images; ++n) {
+      double sum = 0;
+      for (int c = 0; c < C; ++c)
+        sum += static_cast<double>(grad_context[int64_t{n} * C + c]) * context[int64_t{n} * kStats * C + c];
+      out.means[task * p.images + n] = static_cast<A>(sum);
+    }
+  });
+  return out;
+}
+
+template <class A>
+static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, const A* grads, const A* maps,
+                                       const A* stats, const ContextGrads<A>& contexts, const std::vector<A>& zeros) {
+  const LevelFeatures& level = p.levels[task.level];
+  const int first = task.chunk * kMaxChunkPixels, C = level.channels;
+  const int64_t s = task.image * level.student_image + first * level.student_pixel;
+  const int64_t t = task.image * level.teacher_image + first * level.teacher_pixel;
+  const A* image_stats = stats + p.stats_offset(task.level, task.image);
+  BackwardChunk<A> chunk{};
+  chunk.student = {offset(level.student, s, element_size(p.student_type)), level.student_channel, level.student_pixel};
+  chunk.teacher = {offset(level.teacher, t, element_size(p.teacher_type)), level.teacher_channel, level.teacher_pixel};
+  chunk.channels = C;
+  chunk.pixels = std::min(kMaxChunkPixels, level.pixels() - first);
+  for (int k = 0; k < kMaps; ++k)
+    chunk.maps[k] = maps + p.maps_offset(task.level, task.image) + int64_t{k} * level.pixels() + first;
+  chunk.grad_fg = upstream(p, grads, task.level, kFg);
+  chunk.grad_bg = upstream(p, grads, task.level, kBg);
+  chunk.grad_attention = upstream(p, grads, task.level, kAttention);
+  chunk.grad_global = p.gc_block.empty() ? A{0} : upstream(p, grads, task.level, kGlobal);
+  chunk.attention = image_stats + kStatAttention * C;
+  chunk.attention_grad = image_stats + kStatAttentionGrad * C;
+  chunk.shift = p.gc_block.empty() ? zeros.data() : image_stats + kStatShift * C;
+  chunk.key_s = gc_key<A>(p, task.level, false, zeros);
+  chunk.context_grad_s = contexts.grad(task.level, 0, task.image, C);
+  chunk.context_grad_t = contexts.grad(task.level, 1, task.image, C);
+  chunk.mean_s = contexts.mean(task.level, 0, task.image);
+  chunk.mean_t = contexts.mean(task.level, 1, task.image);
+  return chunk;
+}
+
+// A gradient that nobody asked for goes to scratch: a row (or, channels_last, a pixel) that is written again and again.
+template <class A>
+static void point_gradient(const Pyramid& p, const ChunkTask& task, const std::vector<LevelGradient>& student,
+                           void* discard, BackwardChunk<A>& chunk) {
+  const LevelFeatures& level = p.levels[task.level];
+  if (student.empty()) {
+    const bool pixels_dense = level.layout == kPixelsDense;
+    chunk.grad = discard;
+    chunk.grad_channel = pixels_dense ? 0 : 1;
+    chunk.grad_pixel = pixels_dense ? 1 : 0;
+    return;
+  }
+  const LevelGradient& g = student[task.level];
+  const int size = element_size(p.student_type);
+  const int64_t first = task.image * g.image + int64_t{task.chunk} * kMaxChunkPixels * g.pixel;
+  chunk.grad = static_cast<char*>(g.data) + first * size;
+  chunk.grad_channel = g.channel;
+  chunk.grad_pixel = g.pixel;
+  chunk.stream = int64_t{level.channels} * level.pixels() * p.images * size > kStreamBytes;
+}
+
+// ∂L/∂Wk: the chunks' parts, in order. ∂L/∂bk is 0: a shift of all logits changes no softmax.
+template <class A>
+static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks, const std::vector<A>& parts, int stride,
+                          const std::vector<void*>& gc_block) {
+  std::vector<double> sum(2 * stride);
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const int level = tasks[i].level, C = p.levels[level].channels;
+    for (int k = 0; k < 2 * stride; ++k) sum[k] += parts[i * 2 * stride + k];
+    if (i + 1 < tasks.size() && tasks[i + 1].level == level) continue;
+    for (int net = 0; net < 2; ++net) {
+      A* weight = static_cast<A*>(gc_block[level * kGcTensors + 2 * net]);
+      for (int c = 0; c < C; ++c) weight[c] = static_cast<A>(sum[net * stride + c]);
+      *static_cast<A*>(gc_block[level * kGcTensors + 2 * net + 1]) = 0;
+    }
+    std::fill(sum.begin(), sum.end(), 0.);
+  }
+}
+
+template <class A>
+void backward(const Pyramid& p, const Executor& run, const A* grads, const A* maps, const A* stats,
+              const std::vector<LevelGradient>& student, const std::vector<void*>& gc_block) {
+  const int C = largest_channels(p);
+  const ContextGrads<A> contexts = context_grads(p, run, grads, stats, gc_block);
+  const std::vector<ChunkTask> tasks = chunk_tasks(p);
+  const std::vector<A> zeros(C);
+  std::vector<A> key_grads(gc_block.empty() ? 0 : tasks.size() * 2 * C);
+  const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, C + 16);
+  run(tasks.size(), discard + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
+    BackwardChunk<A> chunk = backward_chunk(p, tasks[i], grads, maps, stats, contexts, zeros);
+    point_gradient(p, tasks[i], student, scratch, chunk);
+    if (!gc_block.empty()) {
+      chunk.key_grad_s = &key_grads[i * 2 * C];
+      chunk.key_grad_t = chunk.key_grad_s + C;
+    }
+    chunk_kernels<A>(p, tasks[i].level).backward(chunk, static_cast<char*>(scratch) + discard);
+  });
+  if (!gc_block.empty()) sum_key_grads(p, tasks, key_grads, C, gc_block);
+}
+
+template void backward<float>(const Pyramid&, const Executor&, const float*, const float*, const float*,
+                              const std::vector<LevelGradient>&, const std::vector<void*>&);
+template void backward<double>(const Pyramid&, const Executor&, const double*, const double*, const double*,
+                               const std::vector<LevelGradient>&, const std::vector<void*>&);
+
+}  // namespace fgd::cpu

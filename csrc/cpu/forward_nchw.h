@@ -1,0 +1,98 @@
+// Forward over a chunk whose pixels are dense (NCHW). Per tile of pixels, with all channels:
+//
+//   1. per pixel    Σc |t|, Σc |s|, Σc Wk_s·s, Σc Wk_t·t                     the tile comes from memory, once
+//   2. per pixel    exp of the four logits against running maxima, mask weights
+//   3. per channel  Qf, Qb, D1, D2, Σ|s|, Σ|t|, Σ e·s, Σ e·t                 the tile is in cache; the next one is on its way
+#pragma once
+
+#include "tile.h"
+
+namespace fgd::cpu::FGD_ISA {
+
+// Step 1 for K channels from c on.
+template <int K, class A, class S, class T>
+inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A* const* logits) {
+  constexpr int W = kWidth<A>;
+  const S* s[K];
+  const T* t[K];
+  A key_s[K], key_t[K];
+  for (int i = 0; i < K; ++i) {
+    s[i] = row<S>(k.student, c + i, tile.first);
+    t[i] = row<T>(k.teacher, c + i, tile.first);
+    key_s[i] = k.key_s[c + i];
+    key_t[i] = k.key_t[c + i];
+  }
+  const int64_t ahead_s = K * k.student.channel, ahead_t = K * k.teacher.channel;
+  const bool more = c + 2 * K <= k.channels;
+  for (int j = 0; j < tile.pixels; j += W) {
+    Vec<A> at = load<A>(logits[kTeacher] + j), as = load<A>(logits[kStudent] + j);
+    Vec<A> xs = load<A>(logits[kContextS] + j), xt = load<A>(logits[kContextT] + j);
+    for (int i = 0; i < K; ++i) {
+      if (more && starts_line<S>(j)) prefetch(s[i] + j + ahead_s);
+      if (more && starts_line<T>(j)) prefetch(t[i] + j + ahead_t);
+      const Vec<A> sv = load_up_to<A>(s[i] + j, tile.pixels - j), tv = load_up_to<A>(t[i] + j, tile.pixels - j);
+      at += absolute<A>(tv);
+      as += absolute<A>(sv);
+      xs += key_s[i] * sv;
+      xt += key_t[i] * tv;
+    }
+    store<A>(logits[kTeacher] + j, at);
+    store<A>(logits[kStudent] + j, as);
+    store<A>(logits[kContextS] + j, xs);
+    store<A>(logits[kContextT] + j, xt);
+  }
+}
+
+// Step 3 for K channels from c on. `sums` holds, per channel, a vector for each of the eight sums.
+template <int K, class A, class S, class T>
+inline void add_channel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, const PixelWeights<A>& weights,
+                             Vec<A>* sums) {
+  constexpr int W = kWidth<A>;
+  const S* s[K];
+  const T* t[K];
+  Vec<A> sum[K][kSums];
+  for (int i = 0; i < K; ++i) {
+    s[i] = row<S>(k.student, c + i, tile.first);
+    t[i] = row<T>(k.teacher, c + i, tile.first);
+    load_sums<A>(sums + (c + i) * kSums, weights.rescale, sum[i]);
+  }
+  for (int j = 0; j < tile.pixels; j += W) {
+    const Vec<A> fg = load<A>(weights.fg + j), bg = load<A>(weights.bg + j);
+    const Vec<A> es = load<A>(weights.context_s + j), et = load<A>(weights.context_t + j);
+    for (int i = 0; i < K; ++i) {
+      if (tile.next && starts_line<S>(j)) prefetch_far(s[i] + j + tile.pixels);
+      if (tile.next && starts_line<T>(j)) prefetch_far(t[i] + j + tile.pixels);
+      const Vec<A> sv = load_up_to<A>(s[i] + j, tile.pixels - j), tv = load_up_to<A>(t[i] + j, tile.pixels - j);
+      accumulate<A>(sv, tv, fg, bg, es, et, sum[i]);
+    }
+  }
+  for (int i = 0; i < K; ++i)
+    for (int q = 0; q < kSums; ++q) sums[(c + i) * kSums + q] = sum[i][q];
+}
+
+template <class A, class S, class T>
+void forward_nchw(ForwardChunk<A>& k, void* scratch) {
+  ForwardScratch<A> work(scratch, k.channels);
+  const int step = tile_pixels(k.channels, sizeof(S) + sizeof(T));
+  SoftmaxState<A> state;
+  int tiles = 0;
+  for (int first = 0; first < k.pixels; first += step, ++tiles) {
+    const Tile tile = tile_at(first, step, k.pixels);
+    work.clear_logits(tile.pixels);
+    int c = 0;
+    for (; c + 4 <= k.channels; c += 4) add_pixel_sums<4, A, S, T>(k, tile, c, work.logits);
+    for (; c < k.channels; ++c) add_pixel_sums<1, A, S, T>(k, tile, c, work.logits);
+    const PixelWeights<A> weights = finish_pixels<A>(k, tile, tiles, work, state);
+    constexpr int K = kWidth<A> * sizeof(A) == 64 ? 2 : 1;  // AVX-512 has registers for the sums of two channels
+    for (c = 0; c + K <= k.channels; c += K) add_channel_sums<K, A, S, T>(k, tile, c, weights, work.sums);
+    for (; c < k.channels; ++c) add_channel_sums<1, A, S, T>(k, tile, c, weights, work.sums);
+  }
+  for (int c = 0; c < k.channels; ++c) {
+    A sums[kSums];
+    sum_lanes_of_8<A>(work.sums + c * kSums, sums);
+    for (int q = 0; q < kSums; ++q) k.sums[q * k.channels + c] = sums[q];
+  }
+  finish_chunk<A>(k, step, tiles, state);
+}
+
+}  // namespace fgd::cpu::FGD_ISA

@@ -1,0 +1,128 @@
+// The GcBlock's transform (12) for all images of a level:  v = W2·relu(LN(W1·ctx + b1)·γ + β) + b2, and its gradient.
+// Matrices are read once, row after row; images are the inner loop. O(N·C²) work, small beside the features.
+#pragma once
+
+#include "chunk.h"
+#include "simd.h"
+
+namespace fgd::cpu::FGD_ISA {
+
+template <class A>
+inline A dot(const A* x, const A* y, int n) {
+  constexpr int W = kWidth<A>;
+  Vec<A> a{}, b{};
+  int i = 0;
+  for (; i + 2 * W <= n; i += 2 * W) {
+    a += load<A>(x + i) * load<A>(y + i);
+    b += load<A>(x + i + W) * load<A>(y + i + W);
+  }
+  A sum = sum_lanes<A>(a + b);
+  for (; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// y += factor·x
+template <class A>
+inline void axpy(A factor, const A* x, A* y, int n) {
+  constexpr int W = kWidth<A>;
+  int i = 0;
+  for (; i + W <= n; i += W) store<A>(y + i, load<A>(y + i) + factor * load<A>(x + i));
+  for (; i < n; ++i) y[i] += factor * x[i];
+}
+
+// Statistics of one hidden vector: mean and 1 / sqrt(variance + 1e-5), as torch.nn.LayerNorm has them.
+template <class A>
+inline void moments(const A* hidden, int n, A* mean, A* scale) {
+  A sum = 0, squares = 0;
+  for (int i = 0; i < n; ++i) sum += hidden[i];
+  *mean = sum / n;
+  for (int i = 0; i < n; ++i) squares += (hidden[i] - *mean) * (hidden[i] - *mean);
+  *scale = static_cast<A>(1 / __builtin_sqrt(static_cast<double>(squares / n) + 1e-5));
+}
+
+template <class A>
+inline void hidden_layer(const GcTransform<A>& g, const A* context, int64_t stride, A* hidden) {
+  for (int k = 0; k < g.hidden; ++k)
+    for (int n = 0; n < g.images; ++n)
+      hidden[n * g.hidden + k] = dot(g.w1 + int64_t{k} * g.channels, context + n * stride, g.channels) + g.b1[k];
+}
+
+template <class A>
+void transform(const GcTransform<A>& g, const A* context, int64_t stride, A* added, A* hidden) {
+  hidden_layer(g, context, stride, hidden);
+  for (int n = 0; n < g.images; ++n) {
+    A *h = hidden + n * g.hidden, mean, scale;
+    moments(h, g.hidden, &mean, &scale);
+    for (int k = 0; k < g.hidden; ++k) {
+      const A x = (h[k] - mean) * scale * g.ln_weight[k] + g.ln_bias[k];
+      h[k] = x > 0 || x != x ? x : 0;  // a NaN stays one
+    }
+  }
+  for (int c = 0; c < g.channels; ++c)
+    for (int n = 0; n < g.images; ++n)
+      added[int64_t{n} * g.channels + c] = dot(g.w2 + int64_t{c} * g.hidden, hidden + n * g.hidden, g.hidden) + g.b2[c];
+}
+
+// From ∂L/∂v (grad_added, [N][C]) to ∂L/∂ctx ([N][C]) and, where asked for (grads.w1 not null), to the parameters'
+// gradients, which are written, not added to. scratch: [3][N][K].
+template <class A>
+void transform_backward(const GcTransform<A>& g, const GcTransformGrads<A>& grads, const A* context, int64_t stride,
+                        const A* grad_added, A* grad_context, A* scratch) {
+  const int64_t size = int64_t{g.images} * g.hidden;
+  A *normal = scratch, *active = scratch + size, *grad = scratch + 2 * size;
+  hidden_layer(g, context, stride, normal);
+  for (int64_t i = 0; i < size; ++i) grad[i] = 0;
+  for (int64_t i = 0; i < int64_t{g.images} * g.channels; ++i) grad_context[i] = 0;
+  // ∂L/∂relu = W2ᵀ·∂L/∂v
+  for (int c = 0; c < g.channels; ++c)
+    for (int n = 0; n < g.images; ++n)
+      axpy(grad_added[int64_t{n} * g.channels + c], g.w2 + int64_t{c} * g.hidden, grad + n * g.hidden, g.hidden);
+  if (grads.w1)
+    for (int k = 0; k < g.hidden; ++k) grads.ln_weight[k] = grads.ln_bias[k] = grads.b1[k] = 0;
+  for (int n = 0; n < g.images; ++n) {
+    A *x = normal + n * g.hidden, *a = active + n * g.hidden, *dx = grad + n * g.hidden, mean, scale;
+    moments(x, g.hidden, &mean, &scale);
+    A sum = 0, product = 0;
+    for (int k = 0; k < g.hidden; ++k) {
+      x[k] = (x[k] - mean) * scale;
+      const A y = x[k] * g.ln_weight[k] + g.ln_bias[k], dy = y > 0 ? dx[k] : 0;
+      a[k] = y > 0 ? y : 0;
+      if (grads.w1) {
+        grads.ln_weight[k] += dy * x[k];
+        grads.ln_bias[k] += dy;
+      }
+      dx[k] = dy * g.ln_weight[k];
+      sum += dx[k];
+      product += dx[k] * x[k];
+    }
+    // LayerNorm: ∂L/∂h = scale·(∂x - mean(∂x) - x·mean(∂x·x))
+    for (int k = 0; k < g.hidden; ++k) {
+      dx[k] = scale * (dx[k] - sum / g.hidden - x[k] * (product / g.hidden));
+      if (grads.w1) grads.b1[k] += dx[k];
+    }
+  }
+  for (int k = 0; k < g.hidden; ++k) {
+    const int64_t row = int64_t{k} * g.channels;
+    if (grads.w1)
+      for (int c = 0; c < g.channels; ++c) grads.w1[row + c] = 0;
+    for (int n = 0; n < g.images; ++n) {
+      const A factor = grad[n * g.hidden + k];
+      axpy(factor, g.w1 + row, grad_context + int64_t{n} * g.channels, g.channels);
+      if (grads.w1) axpy(factor, context + n * stride, grads.w1 + row, g.channels);
+    }
+  }
+  if (!grads.w1) return;
+  for (int c = 0; c < g.channels; ++c) {
+    const int64_t row = int64_t{c} * g.hidden;
+    for (int k = 0; k < g.hidden; ++k) grads.w2[row + k] = 0;
+    A bias = 0;
+    for (int n = 0; n < g.images; ++n) {
+      const A factor = grad_added[int64_t{n} * g.channels + c];
+      axpy(factor, active + n * g.hidden, grads.w2 + row, g.hidden);
+      bias += factor;
+    }
+    grads.b2[c] = bias;
+  }
+}
+
+}  // namespace fgd::cpu::FGD_ISA

@@ -1,0 +1,140 @@
+// After all chunks of one image on one level: merge their partial sums, apply the softmaxes, and turn the
+// exponentials into what the backward pass reads. The order is fixed, and sums run in float64.
+#pragma once
+
+#include "chunk.h"
+#include "simd.h"
+
+namespace fgd::cpu::FGD_ISA {
+
+// factor[q][chunk]: what brings a chunk's exponentials to the image's maximum, over the image's normaliser.
+template <class A>
+inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, double* normaliser) {
+  for (int q = 0; q < kSoftmaxes; ++q) {
+    double best = -__builtin_inf();
+    for (int i = 0; i < m.chunks; ++i)
+      if (m.chunk(i).maximum[q] > best) best = m.chunk(i).maximum[q];
+    normaliser[q] = 0;
+    for (int i = 0; i < m.chunks; ++i) {
+      const ChunkSums<A> chunk = m.chunk(i);
+      factor[q][i] = chunk.maximum[q] == best ? 1. : ::exp(chunk.maximum[q] - best);
+      normaliser[q] += chunk.normaliser[q] * factor[q][i];
+    }
+    for (int i = 0; i < m.chunks; ++i) factor[q][i] /= normaliser[q];
+  }
+}
+
+// Which softmax a sum over pixels is weighted with; -1: none.
+inline int softmax_of(int sum) {
+  switch (sum) {
+    case kSumFg:
+    case kSumBg:
+      return kTeacher;
+    case kSumContextS:
+      return kContextS;
+    case kSumContextT:
+      return kContextT;
+    default:
+      return -1;
+  }
+}
+
+template <class A>
+inline void merge_sums(const ImageMerge<A>& m, double* const* factor, double* sums) {
+  for (int64_t i = 0; i < int64_t{kSums} * m.channels; ++i) sums[i] = 0;
+  for (int i = 0; i < m.chunks; ++i) {
+    const A* from = m.chunk(i).sums;
+    for (int k = 0; k < kSums; ++k) {
+      const double scale = softmax_of(k) < 0 ? 1. : factor[softmax_of(k)][i];
+      for (int c = 0; c < m.channels; ++c) sums[k * m.channels + c] += scale * from[k * m.channels + c];
+    }
+  }
+}
+
+// A^C (8) from Σp |F|, in place.
+inline void channel_softmax(double* x, int channels, double inverse_pt) {
+  double best = -__builtin_inf(), sum = 0;
+  for (int c = 0; c < channels; ++c) {
+    x[c] *= inverse_pt;
+    if (x[c] > best) best = x[c];
+  }
+  for (int c = 0; c < channels; ++c) sum += x[c] = ::exp(x[c] - best);
+  for (int c = 0; c < channels; ++c) x[c] *= channels / sum;
+}
+
+inline double sign_of(double x) { return x > 0 ? 1. : x < 0 ? -1. : x; }
+
+// Channels: A^C of both, their L1 distance and its gradient, the two focal sums.
+template <class A>
+inline void finish_channels(ImageMerge<A>& m, double* sums, int background) {
+  double *teacher = sums + kSumAbsT * m.channels, *student = sums + kSumAbsS * m.channels;
+  channel_softmax(teacher, m.channels, m.inverse_pt);
+  channel_softmax(student, m.channels, m.inverse_pt);
+  double signed_sum = 0;
+  for (int c = 0; c < m.channels; ++c) {
+    const double difference = student[c] - teacher[c];
+    m.terms[kFg] += m.pixels * teacher[c] * sums[kSumFg * m.channels + c];
+    m.terms[kBg] += m.pixels * teacher[c] * sums[kSumBg * m.channels + c] / (background > 0 ? background : 1);
+    m.terms[kAttention] += __builtin_fabs(difference);
+    m.squares += sums[kSumD2 * m.channels + c];
+    signed_sum += sign_of(difference) * student[c];
+  }
+  for (int c = 0; c < m.channels; ++c) {
+    const double sign = sign_of(student[c] - teacher[c]);
+    m.stats[kStatAttention * m.channels + c] = static_cast<A>(teacher[c]);
+    m.stats[kStatAttentionGrad * m.channels + c] =
+        static_cast<A>(student[c] * (sign - signed_sum / m.channels) * m.inverse_pt);
+    m.stats[kStatShiftGrad * m.channels + c] = static_cast<A>(sums[kSumD * m.channels + c]);  // D1, for now
+    m.stats[kStatContextS * m.channels + c] = static_cast<A>(sums[kSumContextS * m.channels + c]);
+    m.stats[kStatContextT * m.channels + c] = static_cast<A>(sums[kSumContextT * m.channels + c]);
+  }
+}
+
+// Pixels: A^S of both, their L1 distance and its gradient; the maps from exponentials to what is saved.
+template <class A>
+inline void finish_pixels(ImageMerge<A>& m, double* const* factor, int background) {
+  double distance = 0, signed_sum = 0;
+  for (int i = 0; i < m.chunks; ++i) {
+    const A to_t = static_cast<A>(m.pixels * factor[kTeacher][i]), to_s = static_cast<A>(m.pixels * factor[kStudent][i]);
+    A* t = m.maps + kMapFocal * int64_t{m.pixels};
+    A* s = m.maps + kMapAttention * int64_t{m.pixels};
+    for (int p = i * kMaxChunkPixels; p < m.end(i); ++p) {
+      t[p] *= to_t;
+      s[p] *= to_s;
+      const double difference = static_cast<double>(s[p]) - t[p];
+      distance += __builtin_fabs(difference);
+      signed_sum += sign_of(difference) * s[p];
+    }
+  }
+  m.terms[kAttention] += distance;
+  const double mean = signed_sum / m.pixels;
+  const A outside = static_cast<A>(-1. / (background > 0 ? background : 1));
+  for (int i = 0; i < m.chunks; ++i) {
+    A* map[kMaps];
+    for (int k = 0; k < kMaps; ++k) map[k] = m.maps + int64_t{k} * m.pixels;
+    const A to_s = static_cast<A>(factor[kContextS][i]), to_t = static_cast<A>(factor[kContextT][i]);
+    for (int p = i * kMaxChunkPixels; p < m.end(i); ++p) {
+      const A t = map[kMapFocal][p], s = map[kMapAttention][p];
+      const A sign = s > t ? A{1} : s < t ? A{-1} : s - t;
+      map[kMapFocal][p] = t * (m.mask[p] > 0 ? m.mask[p] : outside);
+      map[kMapAttention][p] = s * (sign - static_cast<A>(mean)) * m.inverse_ct;
+      map[kMapContextS][p] *= to_s;
+      map[kMapContextT][p] *= to_t;
+    }
+  }
+}
+
+template <class A>
+void merge_image(ImageMerge<A>& m, void* scratch) {
+  double* at = static_cast<double*>(scratch);
+  double *factor[kSoftmaxes], normaliser[kSoftmaxes];
+  for (double*& f : factor) f = at, at += m.chunks;
+  int background = 0;
+  for (int p = 0; p < m.pixels; ++p) background += m.mask[p] == 0;
+  softmax_factors(m, factor, normaliser);
+  merge_sums(m, factor, at);
+  finish_channels(m, at, background);
+  finish_pixels(m, factor, background);
+}
+
+}  // namespace fgd::cpu::FGD_ISA
