@@ -4,8 +4,9 @@ from .boxes import PackedBoxes, pack_boxes
 from .functional import LOSS_NAMES, fgd_loss
 from .modules import PRESETS, FeatureLoss, FGDLoss
 from .ops import BackendStatus, backends
+from .version import __version__
 
-__version__ = "0.1.0"
+
 
 __all__ = [
     "LOSS_NAMES",
@@ -14,6 +15,7 @@ __all__ = [
     "FGDLoss",
     "FeatureLoss",
     "PackedBoxes",
+    "__version__",
     "backends",
     "fgd_loss",
     "pack_boxes",

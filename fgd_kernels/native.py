@@ -5,20 +5,19 @@ import pathlib
 
 import torch
 
-PATTERN = "_C*.so"
-
 
 @functools.cache
 def load() -> str | None:
     """Load the compiled library into torch.ops.fgd_kernels; None if that worked, else the reason why not."""
-    folder = pathlib.Path(__file__).parent
-    files = sorted(folder.glob(PATTERN))
-    if not files:
-        return "the compiled library is not there: this is a pure-Python install (no C++ compiler when it was built?)"
+    library = pathlib.Path(__file__).with_name("_C.so")
+    if not library.exists():
+        note = library.with_suffix(".missing.txt")  # written by setup.py
+        why = note.read_text() if note.exists() else "it was not built"
+        return f"the compiled library is not there: {why}"
     try:
-        torch.ops.load_library(str(files[0]))
+        torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        return f"{files[0].name} failed to load: {error}"
+        return f"{library.name} failed to load: {error}"
     return None
 
 

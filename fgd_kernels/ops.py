@@ -145,23 +145,22 @@ def _operator(name: str):
 # --- the reference as a backend ---------------------------------------------------------------------------------
 
 
-def _reference_forward(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
+def _reference_forward_kernel(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
     terms = reference.pyramid_terms(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel)
-    return (*terms.sum(0).clone().unbind(), terms, terms.new_empty(0), terms.new_empty(0))
-
-
-def _reference_forward_kernel(*arguments):
-    outputs = _reference_forward(*arguments)
-    return tuple(output.clone() for output in outputs)
+    sums = [total.clone() for total in terms.sum(0).unbind()]  # an operator's outputs share no memory
+    return (*sums, terms, terms.new_empty(0), terms.new_empty(0))
 
 
 @contextlib.contextmanager
 def _autograd_inside_kernel():
     """A kernel runs below autograd; this brings autograd back, so that the reference can be differentiated."""
+    key = torch._C.DispatchKey
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for name in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(key, name))
     included = torch._C._dispatch_tls_local_include_set()
-    with torch._C._ForceDispatchKeyGuard(included, torch._C.DispatchKeySet(torch._C.DispatchKey.Undefined)):
-        with torch.enable_grad():
-            yield
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 def _reference_backward_kernel(

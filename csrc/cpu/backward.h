@@ -47,19 +47,17 @@ inline ChannelFactors<A> channel_factors(const BackwardChunk<A>& k, int c) {
 // From the saved maps and u to a tile's factors.
 template <class A>
 inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, BackwardScratch<A>& work) {
-  constexpr int W = kWidth<A>;
   const A fg = 2 * k.grad_fg, bg = -2 * k.grad_bg;
-  for (int j = 0; j < tile.pixels; j += W) {
-    const int left = tile.pixels - j, p = tile.first + j;
-    const Vec<A> focal = load_up_to<A>(k.maps[kMapFocal] + p, left);
-    const Vec<A> q_s = load_up_to<A>(k.maps[kMapContextS] + p, left);
-    const Vec<A> q_t = load_up_to<A>(k.maps[kMapContextT] + p, left);
+  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
+    const int p = tile.first + j;
+    const Vec<A> focal = lanes.load(k.maps[kMapFocal] + p);
+    const Vec<A> q_s = lanes.load(k.maps[kMapContextS] + p), q_t = lanes.load(k.maps[kMapContextT] + p);
     store<A>(work.feature + j, focal * select<A>((Bits<A>)(focal > 0), broadcast(fg), broadcast(bg)));
-    store<A>(work.sign + j, k.grad_attention * load_up_to<A>(k.maps[kMapAttention] + p, left));
+    store<A>(work.sign + j, k.grad_attention * lanes.load(k.maps[kMapAttention] + p));
     store<A>(work.context + j, q_s);
     store<A>(work.u_s + j, q_s * (load<A>(work.u_s + j) - k.mean_s));
     store<A>(work.u_t + j, q_t * (load<A>(work.u_t + j) - k.mean_t));
-  }
+  });
 }
 
 // ---- NCHW ----------------------------------------------------------------------------------------------------------
@@ -67,47 +65,55 @@ inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, Ba
 // u of the student and the teacher, K channels from c on.
 template <int K, class A, class S, class T>
 inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, BackwardScratch<A>& work) {
-  constexpr int W = kWidth<A>;
   const S* s[K];
   const T* t[K];
+  A grad_s[K], grad_t[K];
   for (int i = 0; i < K; ++i) {
     s[i] = row<S>(k.student, c + i, tile.first);
     t[i] = row<T>(k.teacher, c + i, tile.first);
+    grad_s[i] = k.context_grad_s[c + i];
+    grad_t[i] = k.context_grad_t[c + i];
   }
-  const int64_t ahead_s = K * k.student.channel, ahead_t = K * k.teacher.channel;
   const bool more = c + 2 * K <= k.channels;
-  for (int j = 0; j < tile.pixels; j += W) {
+  const int64_t ahead_s = more ? K * k.student.channel : 0, ahead_t = more ? K * k.teacher.channel : 0;
+  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
     Vec<A> us = load<A>(work.u_s + j), ut = load<A>(work.u_t + j);
+    FGD_UNROLL
     for (int i = 0; i < K; ++i) {
-      if (more && starts_line<S>(j)) prefetch(s[i] + j + ahead_s);
-      if (more && starts_line<T>(j)) prefetch(t[i] + j + ahead_t);
-      us += k.context_grad_s[c + i] * load_up_to<A>(s[i] + j, tile.pixels - j);
-      ut += k.context_grad_t[c + i] * load_up_to<A>(t[i] + j, tile.pixels - j);
+      prefetch(s[i] + j + ahead_s);
+      prefetch(t[i] + j + ahead_t);
+      us += grad_s[i] * lanes.load(s[i] + j);
+      ut += grad_t[i] * lanes.load(t[i] + j);
     }
     store<A>(work.u_s + j, us);
     store<A>(work.u_t + j, ut);
-  }
+  });
 }
 
+// A vector of pixels' factors.
 template <class A>
-inline Vec<A> gradient(Vec<A> s, Vec<A> t, const ChannelFactors<A>& f, Vec<A> feature, Vec<A> sign, Vec<A> context,
-                       Vec<A> u) {
+struct PixelFactors {
+  Vec<A> feature, sign, context, u_s, u_t;
+};
+
+template <class A, class Channel>
+FGD_INLINE Vec<A> gradient(Vec<A> s, Vec<A> t, const Channel& c, const PixelFactors<A>& p) {
   const Vec<A> d = s - t;
-  Vec<A> g = d * (f.attention * feature + f.direct) + f.shift;
-  g += sign_times<A>(s, sign + f.sign);
-  g += f.context * context;
-  return g + f.key * u;
+  Vec<A> g = d * (c.attention * p.feature + c.direct) + c.shift;
+  g += sign_times<A>(s, p.sign + c.sign);
+  g += c.context * p.context;
+  return g + c.key * p.u_s;
 }
 
 // The gradient and the key gradients of K channels from c on.
 template <int K, bool Stream, class A, class S, class T>
 inline void write_rows(const BackwardChunk<A>& k, const Tile& tile, int c, BackwardScratch<A>& work) {
-  constexpr int W = kWidth<A>;
   const S* s[K];
   const T* t[K];
   S* g[K];
   ChannelFactors<A> f[K];
   Vec<A> key_s[K], key_t[K];
+  FGD_UNROLL
   for (int i = 0; i < K; ++i) {
     s[i] = row<S>(k.student, c + i, tile.first);
     t[i] = row<T>(k.teacher, c + i, tile.first);
@@ -116,23 +122,25 @@ inline void write_rows(const BackwardChunk<A>& k, const Tile& tile, int c, Backw
     key_s[i] = work.key_grads[2 * (c + i)];
     key_t[i] = work.key_grads[2 * (c + i) + 1];
   }
-  for (int j = 0; j < tile.pixels; j += W) {
-    const int left = tile.pixels - j;
-    const Vec<A> feature = load<A>(work.feature + j), sign = load<A>(work.sign + j);
-    const Vec<A> context = load<A>(work.context + j), us = load<A>(work.u_s + j), ut = load<A>(work.u_t + j);
+  const int ahead = tile.next ? tile.pixels : 0;
+  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
+    const PixelFactors<A> p{load<A>(work.feature + j), load<A>(work.sign + j), load<A>(work.context + j),
+                            load<A>(work.u_s + j), load<A>(work.u_t + j)};
+    FGD_UNROLL
     for (int i = 0; i < K; ++i) {
-      if (tile.next && starts_line<S>(j)) prefetch_far(s[i] + j + tile.pixels);
-      if (tile.next && starts_line<T>(j)) prefetch_far(t[i] + j + tile.pixels);
-      const Vec<A> sv = load_up_to<A>(s[i] + j, left), tv = load_up_to<A>(t[i] + j, left);
-      const Vec<A> value = gradient<A>(sv, tv, f[i], feature, sign, context, us);
-      key_s[i] += us * sv;
-      key_t[i] += ut * tv;
-      if (Stream && left >= W)
+      prefetch_far(s[i] + j + ahead);
+      prefetch_far(t[i] + j + ahead);
+      const Vec<A> sv = lanes.load(s[i] + j), tv = lanes.load(t[i] + j);
+      key_s[i] += p.u_s * sv;
+      key_t[i] += p.u_t * tv;
+      const Vec<A> value = gradient<A>(sv, tv, f[i], p);
+      if constexpr (Stream && lanes.kAll)
         stream<A>(g[i] + j, value);
       else
-        store_up_to<A>(g[i] + j, value, left);
+        lanes.store(g[i] + j, value);
     }
-  }
+  });
+  FGD_UNROLL
   for (int i = 0; i < K; ++i) {
     work.key_grads[2 * (c + i)] = key_s[i];
     work.key_grads[2 * (c + i) + 1] = key_t[i];
@@ -173,7 +181,6 @@ void backward_nchw(const BackwardChunk<A>& k, void* scratch) {
 // u of the student and the teacher for four pixels (indices of the chunk): eight vectors, merged together.
 template <class A, class S, class T>
 inline void project_four_pixels(const BackwardChunk<A>& k, const int* pixel, A* out) {
-  constexpr int W = kWidth<A>;
   const S* s[4];
   const T* t[4];
   for (int i = 0; i < 4; ++i) {
@@ -181,39 +188,44 @@ inline void project_four_pixels(const BackwardChunk<A>& k, const int* pixel, A* 
     t[i] = row<T>(k.teacher, 0, pixel[i]);
   }
   Vec<A> sum[8] = {};
-  for (int c = 0; c < k.channels; c += W) {
-    const int left = k.channels - c;
-    const Vec<A> gs = load_up_to<A>(k.context_grad_s + c, left), gt = load_up_to<A>(k.context_grad_t + c, left);
+  for_vectors<A>(k.channels, [&](int c, auto lanes) {
+    const Vec<A> gs = lanes.load(k.context_grad_s + c), gt = lanes.load(k.context_grad_t + c);
+    FGD_UNROLL
     for (int i = 0; i < 4; ++i) {
-      sum[2 * i] += gs * load_up_to<A>(s[i] + c, left);
-      sum[2 * i + 1] += gt * load_up_to<A>(t[i] + c, left);
+      sum[2 * i] += gs * lanes.load(s[i] + c);
+      sum[2 * i + 1] += gt * lanes.load(t[i] + c);
     }
-  }
+  });
   sum_lanes_of_8<A>(sum, out);
 }
 
-template <class A, class S, class T>
-inline void write_channel_vector(const BackwardChunk<A>& k, const Tile& tile, int c, BackwardScratch<A>& work) {
-  constexpr int W = kWidth<A>;
-  const int left = k.channels - c;
+// A vector of channels' factors.
+template <class A>
+struct ChannelVector {
+  Vec<A> attention, shift, sign, context, key;
+  A direct;
+};
+
+template <class A, class S, class T, class Lanes>
+FGD_INLINE void write_channel_vector(const BackwardChunk<A>& k, const Tile& tile, int c, Lanes lanes,
+                                     BackwardScratch<A>& work, Vec<A>* sums) {
   const S* s = row<S>(k.student, c, tile.first);
   const T* t = row<T>(k.teacher, c, tile.first);
   S* g = static_cast<S*>(k.grad) + c * k.grad_channel + tile.first * k.grad_pixel;
-  const Vec<A> attention = load_up_to<A>(k.attention + c, left), key = load_up_to<A>(k.key_s + c, left);
-  const Vec<A> shift = 2 * k.grad_global * load_up_to<A>(k.shift + c, left);
-  const Vec<A> sign = k.grad_attention * load_up_to<A>(k.attention_grad + c, left);
-  const Vec<A> context = load_up_to<A>(k.context_grad_s + c, left);
-  const A direct = 2 * k.grad_global;
-  Vec<A>* sums = work.key_grads + c / W * 2;
+  const ChannelVector<A> f{lanes.load(k.attention + c),
+                           2 * k.grad_global * lanes.load(k.shift + c),
+                           k.grad_attention * lanes.load(k.attention_grad + c),
+                           lanes.load(k.context_grad_s + c),
+                           lanes.load(k.key_s + c),
+                           2 * k.grad_global};
   Vec<A> key_s = sums[0], key_t = sums[1];
   for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel, g += k.grad_pixel) {
-    const Vec<A> sv = load_up_to<A>(s, left), tv = load_up_to<A>(t, left), d = sv - tv;
-    Vec<A> value = d * (attention * work.feature[j] + direct) + shift;
-    value += sign_times<A>(sv, sign + work.sign[j]);
-    value += context * work.context[j] + key * work.u_s[j];
-    key_s += work.u_s[j] * sv;
-    key_t += work.u_t[j] * tv;
-    store_up_to<A>(g, value, left);
+    const PixelFactors<A> p{broadcast(work.feature[j]), broadcast(work.sign[j]), broadcast(work.context[j]),
+                            broadcast(work.u_s[j]), broadcast(work.u_t[j])};
+    const Vec<A> sv = lanes.load(s), tv = lanes.load(t);
+    key_s += p.u_s * sv;
+    key_t += p.u_t * tv;
+    lanes.store(g, gradient<A>(sv, tv, f, p));
   }
   sums[0] = key_s;
   sums[1] = key_t;
@@ -233,13 +245,15 @@ void backward_nhwc(const BackwardChunk<A>& k, void* scratch) {
       for (int i = 0; i < 4; ++i) work.u_s[j + i] = u[2 * i], work.u_t[j + i] = u[2 * i + 1];
     }
     finish_pixel_factors<A>(k, tile, work);
-    for (int c = 0; c < k.channels; c += W) write_channel_vector<A, S, T>(k, tile, c, work);
+    for_vectors<A>(k.channels, [&](int c, auto lanes) {
+      write_channel_vector<A, S, T>(k, tile, c, lanes, work, work.key_grads + c / W * 2);
+    });
   }
   if (!k.key_grad_s) return;
-  for (int c = 0; c < k.channels; c += W) {
-    store_up_to<A>(k.key_grad_s + c, work.key_grads[c / W * 2], k.channels - c);
-    store_up_to<A>(k.key_grad_t + c, work.key_grads[c / W * 2 + 1], k.channels - c);
-  }
+  for_vectors<A>(k.channels, [&](int c, auto lanes) {
+    lanes.store(k.key_grad_s + c, work.key_grads[c / W * 2]);
+    lanes.store(k.key_grad_t + c, work.key_grads[c / W * 2 + 1]);
+  });
 }
 
 }  // namespace fgd::cpu::FGD_ISA

@@ -11,6 +11,7 @@
 
 // Functions of this header are used by every instruction set's kernels; inlined, none can be merged across them.
 #define FGD_INLINE inline __attribute__((always_inline))
+#define FGD_UNROLL _Pragma("GCC unroll 16")
 
 namespace fgd::cpu {
 

@@ -12,7 +12,6 @@ namespace fgd::cpu::FGD_ISA {
 // Step 1 for K channels from c on.
 template <int K, class A, class S, class T>
 inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A* const* logits) {
-  constexpr int W = kWidth<A>;
   const S* s[K];
   const T* t[K];
   A key_s[K], key_t[K];
@@ -22,15 +21,17 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
     key_s[i] = k.key_s[c + i];
     key_t[i] = k.key_t[c + i];
   }
-  const int64_t ahead_s = K * k.student.channel, ahead_t = K * k.teacher.channel;
+  // The rows of the next step, or these again where there are none: a prefetch of what is there costs little.
   const bool more = c + 2 * K <= k.channels;
-  for (int j = 0; j < tile.pixels; j += W) {
+  const int64_t ahead_s = more ? K * k.student.channel : 0, ahead_t = more ? K * k.teacher.channel : 0;
+  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
     Vec<A> at = load<A>(logits[kTeacher] + j), as = load<A>(logits[kStudent] + j);
     Vec<A> xs = load<A>(logits[kContextS] + j), xt = load<A>(logits[kContextT] + j);
+    FGD_UNROLL
     for (int i = 0; i < K; ++i) {
-      if (more && starts_line<S>(j)) prefetch(s[i] + j + ahead_s);
-      if (more && starts_line<T>(j)) prefetch(t[i] + j + ahead_t);
-      const Vec<A> sv = load_up_to<A>(s[i] + j, tile.pixels - j), tv = load_up_to<A>(t[i] + j, tile.pixels - j);
+      prefetch(s[i] + j + ahead_s);
+      prefetch(t[i] + j + ahead_t);
+      const Vec<A> sv = lanes.load(s[i] + j), tv = lanes.load(t[i] + j);
       at += absolute<A>(tv);
       as += absolute<A>(sv);
       xs += key_s[i] * sv;
@@ -40,34 +41,35 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
     store<A>(logits[kStudent] + j, as);
     store<A>(logits[kContextS] + j, xs);
     store<A>(logits[kContextT] + j, xt);
-  }
+  });
 }
 
 // Step 3 for K channels from c on. `sums` holds, per channel, a vector for each of the eight sums.
 template <int K, class A, class S, class T>
 inline void add_channel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, const PixelWeights<A>& weights,
                              Vec<A>* sums) {
-  constexpr int W = kWidth<A>;
   const S* s[K];
   const T* t[K];
   Vec<A> sum[K][kSums];
+  FGD_UNROLL
   for (int i = 0; i < K; ++i) {
     s[i] = row<S>(k.student, c + i, tile.first);
     t[i] = row<T>(k.teacher, c + i, tile.first);
     load_sums<A>(sums + (c + i) * kSums, weights.rescale, sum[i]);
   }
-  for (int j = 0; j < tile.pixels; j += W) {
+  const int ahead = tile.next ? tile.pixels : 0;
+  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
     const Vec<A> fg = load<A>(weights.fg + j), bg = load<A>(weights.bg + j);
     const Vec<A> es = load<A>(weights.context_s + j), et = load<A>(weights.context_t + j);
+    FGD_UNROLL
     for (int i = 0; i < K; ++i) {
-      if (tile.next && starts_line<S>(j)) prefetch_far(s[i] + j + tile.pixels);
-      if (tile.next && starts_line<T>(j)) prefetch_far(t[i] + j + tile.pixels);
-      const Vec<A> sv = load_up_to<A>(s[i] + j, tile.pixels - j), tv = load_up_to<A>(t[i] + j, tile.pixels - j);
-      accumulate<A>(sv, tv, fg, bg, es, et, sum[i]);
+      prefetch_far(s[i] + j + ahead);
+      prefetch_far(t[i] + j + ahead);
+      accumulate<A>(lanes.load(s[i] + j), lanes.load(t[i] + j), fg, bg, es, et, sum[i]);
     }
-  }
-  for (int i = 0; i < K; ++i)
-    for (int q = 0; q < kSums; ++q) sums[(c + i) * kSums + q] = sum[i][q];
+  });
+  FGD_UNROLL
+  for (int i = 0; i < K; ++i) store_sums<A>(sum[i], sums + (c + i) * kSums);
 }
 
 template <class A, class S, class T>

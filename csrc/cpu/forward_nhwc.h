@@ -11,38 +11,35 @@ constexpr int kChannelsDenseTile = 64;  // pixels
 // Step 1 for two pixels: eight vectors of sums, merged together.
 template <class A, class S, class T>
 inline void sum_two_pixels(const ForwardChunk<A>& k, int first, int second, A* out) {
-  constexpr int W = kWidth<A>;
   const S* s[2] = {row<S>(k.student, 0, first), row<S>(k.student, 0, second)};
   const T* t[2] = {row<T>(k.teacher, 0, first), row<T>(k.teacher, 0, second)};
   Vec<A> sum[8] = {};
-  for (int c = 0; c < k.channels; c += W) {
-    const int left = k.channels - c;
-    const Vec<A> key_s = load_up_to<A>(k.key_s + c, left), key_t = load_up_to<A>(k.key_t + c, left);
+  for_vectors<A>(k.channels, [&](int c, auto lanes) {
+    const Vec<A> key_s = lanes.load(k.key_s + c), key_t = lanes.load(k.key_t + c);
+    FGD_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const Vec<A> sv = load_up_to<A>(s[i] + c, left), tv = load_up_to<A>(t[i] + c, left);
+      const Vec<A> sv = lanes.load(s[i] + c), tv = lanes.load(t[i] + c);
       sum[4 * i + kTeacher] += absolute<A>(tv);
       sum[4 * i + kStudent] += absolute<A>(sv);
       sum[4 * i + kContextS] += key_s * sv;
       sum[4 * i + kContextT] += key_t * tv;
     }
-  }
+  });
   sum_lanes_of_8<A>(sum, out);
 }
 
-// Step 3 for the channels c .. c + width of one tile. `sums` holds kSums vectors per vector of channels.
-template <class A, class S, class T>
-inline void add_channel_vector(const ForwardChunk<A>& k, const Tile& tile, int c, const PixelWeights<A>& weights,
-                               Vec<A>* sums) {
-  const int left = k.channels - c;
+// Step 3 for one vector of channels of one tile. `sums` holds kSums vectors per vector of channels.
+template <class A, class S, class T, class Lanes>
+FGD_INLINE void add_channel_vector(const ForwardChunk<A>& k, const Tile& tile, int c, Lanes lanes,
+                                   const PixelWeights<A>& weights, Vec<A>* sums) {
   const S* s = row<S>(k.student, c, tile.first);
   const T* t = row<T>(k.teacher, c, tile.first);
   Vec<A> sum[kSums];
   load_sums<A>(sums, weights.rescale, sum);
-  for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel) {
-    accumulate<A>(load_up_to<A>(s, left), load_up_to<A>(t, left), broadcast(weights.fg[j]), broadcast(weights.bg[j]),
+  for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel)
+    accumulate<A>(lanes.load(s), lanes.load(t), broadcast(weights.fg[j]), broadcast(weights.bg[j]),
                   broadcast(weights.context_s[j]), broadcast(weights.context_t[j]), sum);
-  }
-  for (int q = 0; q < kSums; ++q) sums[q] = sum[q];
+  store_sums<A>(sum, sums);
 }
 
 template <class A, class S, class T>
@@ -61,12 +58,13 @@ void forward_nhwc(ForwardChunk<A>& k, void* scratch) {
         for (int q = 0; q < kSoftmaxes; ++q) work.logits[q][j + i] = sums[4 * i + q];
     }
     const PixelWeights<A> weights = finish_pixels<A>(k, tile, tiles, work, state);
-    for (int c = 0; c < k.channels; c += W)
-      add_channel_vector<A, S, T>(k, tile, c, weights, work.sums + c / W * kSums);
+    for_vectors<A>(k.channels, [&](int c, auto lanes) {
+      add_channel_vector<A, S, T>(k, tile, c, lanes, weights, work.sums + c / W * kSums);
+    });
   }
-  for (int c = 0; c < k.channels; c += W)
-    for (int q = 0; q < kSums; ++q)
-      store_up_to<A>(k.sums + q * k.channels + c, work.sums[c / W * kSums + q], k.channels - c);
+  for_vectors<A>(k.channels, [&](int c, auto lanes) {
+    for (int q = 0; q < kSums; ++q) lanes.store(k.sums + q * k.channels + c, work.sums[c / W * kSums + q]);
+  });
   finish_chunk<A>(k, kChannelsDenseTile, tiles, state);
 }
 

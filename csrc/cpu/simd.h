@@ -105,9 +105,16 @@ struct Converter<A, A> {
 template <>
 struct Converter<BFloat16, float> {
   static Vec<float> load(const BFloat16* p) {
+#if defined(__AVX512F__)
+    const Wide wide = (Wide)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    const Wide wide = (Wide)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
     Narrow n;
     memcpy(&n, p, sizeof n);
-    return (Vec<float>)(__builtin_convertvector(n, Wide) << 16);
+    const Wide wide = __builtin_convertvector(n, Wide);
+#endif
+    return (Vec<float>)(wide << 16);
   }
   // Round to nearest, ties to even; a NaN stays one.
   static void store(BFloat16* p, Vec<float> v) {

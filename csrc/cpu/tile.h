@@ -29,23 +29,39 @@ inline const T* row(const Features& f, int c, int p) {
   return static_cast<const T*>(f.data) + c * f.channel + p * f.pixel;
 }
 
-// Whether element j of a row begins a stretch of 64 bytes (counted from the row's start): once a cache line.
-template <class T>
-inline bool starts_line(int j) {
-  return j * sizeof(T) % 64 == 0;
-}
+// The lanes of a vector that lie inside a row: all of them, or the first few, with 0 in the others.
+template <class A>
+struct AllLanes {
+  static constexpr bool kAll = true;
+  template <class T>
+  FGD_INLINE Vec<A> load(const T* p) const {
+    return FGD_ISA::load<A>(p);
+  }
+  template <class T>
+  FGD_INLINE void store(T* p, Vec<A> v) const {
+    FGD_ISA::store<A>(p, v);
+  }
+};
+template <class A>
+struct FirstLanes {
+  static constexpr bool kAll = false;
+  int count;
+  template <class T>
+  FGD_INLINE Vec<A> load(const T* p) const {
+    return load_first<A>(p, count);
+  }
+  template <class T>
+  FGD_INLINE void store(T* p, Vec<A> v) const {
+    store_first<A>(p, v, count);
+  }
+};
 
-template <class A, class T>
-inline Vec<A> load_up_to(const T* p, int n) {
-  return __builtin_expect(n >= kWidth<A>, 1) ? load<A>(p) : load_first<A>(p, n);
-}
-
-template <class A, class T>
-inline void store_up_to(T* p, Vec<A> v, int n) {
-  if (__builtin_expect(n >= kWidth<A>, 1))
-    store<A>(p, v);
-  else
-    store_first<A>(p, v, n);
+// body(j, lanes) for j = 0, width, .. : whole vectors first, then what is left of the row.
+template <class A, class Body>
+FGD_INLINE void for_vectors(int count, const Body& body) {
+  const int whole = count / kWidth<A> * kWidth<A>;
+  for (int j = 0; j < whole; j += kWidth<A>) body(j, AllLanes<A>{});
+  if (whole < count) body(whole, FirstLanes<A>{count - whole});
 }
 
 // Running maxima and sums of the four softmaxes, and each tile's maxima.
@@ -87,17 +103,24 @@ struct ForwardScratch {
 };
 
 template <class A>
-inline void load_sums(const Vec<A>* from, const A* rescale, Vec<A>* sum) {
-  sum[kSumFg] = from[kSumFg] * rescale[kTeacher];
-  sum[kSumBg] = from[kSumBg] * rescale[kTeacher];
-  for (int q = kSumD; q < kSumContextS; ++q) sum[q] = from[q];
-  sum[kSumContextS] = from[kSumContextS] * rescale[kContextS];
-  sum[kSumContextT] = from[kSumContextT] * rescale[kContextT];
+FGD_INLINE void load_sums(const Vec<A>* from, const A* rescale, Vec<A>* sum) {
+  FGD_UNROLL
+  for (int q = 0; q < kSums; ++q) sum[q] = from[q];
+  sum[kSumFg] *= rescale[kTeacher];
+  sum[kSumBg] *= rescale[kTeacher];
+  sum[kSumContextS] *= rescale[kContextS];
+  sum[kSumContextT] *= rescale[kContextT];
+}
+
+template <class A>
+FGD_INLINE void store_sums(const Vec<A>* sum, Vec<A>* to) {
+  FGD_UNROLL
+  for (int q = 0; q < kSums; ++q) to[q] = sum[q];
 }
 
 // One vector of (s, t) pairs into the eight sums.
 template <class A>
-inline void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, Vec<A> et, Vec<A>* sum) {
+FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, Vec<A> et, Vec<A>* sum) {
   const Vec<A> d = s - t, square = d * d;
   sum[kSumFg] += square * fg;
   sum[kSumBg] += square * bg;
@@ -120,12 +143,12 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     A* logits = work.logits[q];
     for (int j = tile.pixels; j % W != 0; ++j) logits[j] = minus_infinity;
     Vec<A> best = broadcast(state.maximum[q]);
-    const A factor = q == kTeacher || q == kStudent ? k.inverse_ct : 1;
+    const bool activation = q == kTeacher || q == kStudent;
     for (int j = 0; j < tile.pixels; j += W) {
       Vec<A> z = load<A>(logits + j);
-      if (q == kTeacher || q == kStudent) {
+      if (activation) {
         const Bits<A> padding = z == minus_infinity;  // -inf·0 would be NaN
-        z = select<A>(padding, z, z * factor);
+        z = select<A>(padding, z, z * k.inverse_ct);
         store<A>(logits + j, z);
       }
       best = larger<A>(z, best);
@@ -134,14 +157,12 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     out.rescale[q] = before == now ? 1 : exponential_of<A>(before - now);
     state.maximum[q] = state.tile_maximum[index][q] = now;
     state.sum[q] = state.sum[q] * out.rescale[q];
-    for (int j = 0; j < tile.pixels; j += W) {
-      Vec<A> e = exponential(load<A>(logits + j) - now);
-      if (tile.pixels - j < W)
-        for (int lane = tile.pixels - j; lane < W; ++lane) e[lane] = 0;
+    for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
+      const Vec<A> e = exponential(load<A>(logits + j) - now);  // 0 on padding: exp(-inf)
       state.sum[q] += e;
       store<A>(logits + j, e);
-      store_up_to<A>(k.exponentials[q] + tile.first + j, e, tile.pixels - j);
-    }
+      lanes.store(k.exponentials[q] + tile.first + j, e);
+    });
   }
   for (int j = 0; j < tile.pixels; j += W) {
     const Vec<A> weight = load<A>(k.mask + tile.first + j);

@@ -1,0 +1,47 @@
+# make demo · make test · make bench · make lint. Each sets up .venv by itself; a second run reuses it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(CURDIR)/$(VENV)/bin
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test bench lint teacher format clean help
+
+help:
+	@grep -E '^# ' Makefile | head -1
+
+$(VENV)/.dependencies: requirements.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed for development")'
+	$(RUN)/pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# An editable install: Python files are used where they lie, the library is built again when csrc changes.
+$(VENV)/.installed: $(VENV)/.dependencies $(NATIVE)
+	$(RUN)/pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(VENV)/.installed
+	$(RUN)/python -m fgd_distill.demo
+
+teacher: $(VENV)/.installed
+	$(RUN)/python -m fgd_distill.demo --train-teacher
+
+test: $(VENV)/.installed
+	$(RUN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(RUN)/python bench/loss_cpu.py
+
+lint: $(VENV)/.dependencies
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/clang-format --dry-run --Werror $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+format: $(VENV)/.dependencies
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+	$(RUN)/clang-format -i $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+clean:
+	rm -rf build dist *.egg-info fgd_kernels/_C*
