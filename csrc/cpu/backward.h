@@ -77,7 +77,7 @@ inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, 
   const bool more = c + 2 * K <= k.channels;
   const int64_t ahead_s = more ? K * k.student.channel : 0, ahead_t = more ? K * k.teacher.channel : 0;
   for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
-    Vec<A> us = load<A>(work.u_s + j), ut = load<A>(work.u_t + j);
+    Vec<A> us{}, ut{};
     FGD_UNROLL
     for (int i = 0; i < K; ++i) {
       prefetch(s[i] + j + ahead_s);
@@ -85,8 +85,8 @@ inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, 
       us += grad_s[i] * lanes.load(s[i] + j);
       ut += grad_t[i] * lanes.load(t[i] + j);
     }
-    store<A>(work.u_s + j, us);
-    store<A>(work.u_t + j, ut);
+    add_to<A>(work.u_s + j, us);
+    add_to<A>(work.u_t + j, ut);
   });
 }
 

@@ -25,8 +25,7 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
   const bool more = c + 2 * K <= k.channels;
   const int64_t ahead_s = more ? K * k.student.channel : 0, ahead_t = more ? K * k.teacher.channel : 0;
   for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
-    Vec<A> at = load<A>(logits[kTeacher] + j), as = load<A>(logits[kStudent] + j);
-    Vec<A> xs = load<A>(logits[kContextS] + j), xt = load<A>(logits[kContextT] + j);
+    Vec<A> at{}, as{}, xs{}, xt{};  // of these K channels first: a shorter chain of roundings
     FGD_UNROLL
     for (int i = 0; i < K; ++i) {
       prefetch(s[i] + j + ahead_s);
@@ -37,10 +36,10 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
       xs += key_s[i] * sv;
       xt += key_t[i] * tv;
     }
-    store<A>(logits[kTeacher] + j, at);
-    store<A>(logits[kStudent] + j, as);
-    store<A>(logits[kContextS] + j, xs);
-    store<A>(logits[kContextT] + j, xt);
+    add_to<A>(logits[kTeacher] + j, at);
+    add_to<A>(logits[kStudent] + j, as);
+    add_to<A>(logits[kContextS] + j, xs);
+    add_to<A>(logits[kContextT] + j, xt);
   });
 }
 

@@ -10,15 +10,15 @@ namespace fgd::cpu::FGD_ISA {
 template <class A>
 inline A dot(const A* x, const A* y, int n) {
   constexpr int W = kWidth<A>;
-  Vec<A> a{}, b{};
+  Vec<A> sum[4] = {};
   int i = 0;
-  for (; i + 2 * W <= n; i += 2 * W) {
-    a += load<A>(x + i) * load<A>(y + i);
-    b += load<A>(x + i + W) * load<A>(y + i + W);
+  for (; i + 4 * W <= n; i += 4 * W) {
+    FGD_UNROLL
+    for (int k = 0; k < 4; ++k) sum[k] += load<A>(x + i + k * W) * load<A>(y + i + k * W);
   }
-  A sum = sum_lanes<A>(a + b);
-  for (; i < n; ++i) sum += x[i] * y[i];
-  return sum;
+  A total = sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; i < n; ++i) total += x[i] * y[i];
+  return total;
 }
 
 // y += factor·x
@@ -33,11 +33,12 @@ inline void axpy(A factor, const A* x, A* y, int n) {
 // Statistics of one hidden vector: mean and 1 / sqrt(variance + 1e-5), as torch.nn.LayerNorm has them.
 template <class A>
 inline void moments(const A* hidden, int n, A* mean, A* scale) {
-  A sum = 0, squares = 0;
+  double sum = 0, squares = 0;
   for (int i = 0; i < n; ++i) sum += hidden[i];
-  *mean = sum / n;
-  for (int i = 0; i < n; ++i) squares += (hidden[i] - *mean) * (hidden[i] - *mean);
-  *scale = static_cast<A>(1 / __builtin_sqrt(static_cast<double>(squares / n) + 1e-5));
+  const double center = sum / n;
+  for (int i = 0; i < n; ++i) squares += (hidden[i] - center) * (hidden[i] - center);
+  *mean = static_cast<A>(center);
+  *scale = static_cast<A>(1 / __builtin_sqrt(squares / n + 1e-5));
 }
 
 template <class A>
@@ -82,7 +83,7 @@ void transform_backward(const GcTransform<A>& g, const GcTransformGrads<A>& grad
   for (int n = 0; n < g.images; ++n) {
     A *x = normal + n * g.hidden, *a = active + n * g.hidden, *dx = grad + n * g.hidden, mean, scale;
     moments(x, g.hidden, &mean, &scale);
-    A sum = 0, product = 0;
+    double sum = 0, product = 0;
     for (int k = 0; k < g.hidden; ++k) {
       x[k] = (x[k] - mean) * scale;
       const A y = x[k] * g.ln_weight[k] + g.ln_bias[k], dy = y > 0 ? dx[k] : 0;
@@ -97,7 +98,7 @@ void transform_backward(const GcTransform<A>& g, const GcTransformGrads<A>& grad
     }
     // LayerNorm: ∂L/∂h = scale·(∂x - mean(∂x) - x·mean(∂x·x))
     for (int k = 0; k < g.hidden; ++k) {
-      dx[k] = scale * (dx[k] - sum / g.hidden - x[k] * (product / g.hidden));
+      dx[k] = scale * static_cast<A>(dx[k] - sum / g.hidden - x[k] * (product / g.hidden));
       if (grads.w1) grads.b1[k] += dx[k];
     }
   }

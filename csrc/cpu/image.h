@@ -90,36 +90,33 @@ inline void finish_channels(ImageMerge<A>& m, double* sums, int background) {
   }
 }
 
-// Pixels: A^S of both, their L1 distance and its gradient; the maps from exponentials to what is saved.
+// Pixels: A^S of both, their L1 distance and its gradient; the maps from exponentials to what is saved. Attentions are
+// compared in float64: at high temperatures they differ in their last digits.
 template <class A>
 inline void finish_pixels(ImageMerge<A>& m, double* const* factor, int background) {
+  A* map[kMaps];
+  for (int k = 0; k < kMaps; ++k) map[k] = m.maps + int64_t{k} * m.pixels;
   double distance = 0, signed_sum = 0;
   for (int i = 0; i < m.chunks; ++i) {
-    const A to_t = static_cast<A>(m.pixels * factor[kTeacher][i]), to_s = static_cast<A>(m.pixels * factor[kStudent][i]);
-    A* t = m.maps + kMapFocal * int64_t{m.pixels};
-    A* s = m.maps + kMapAttention * int64_t{m.pixels};
+    const double to_t = m.pixels * factor[kTeacher][i], to_s = m.pixels * factor[kStudent][i];
     for (int p = i * kMaxChunkPixels; p < m.end(i); ++p) {
-      t[p] *= to_t;
-      s[p] *= to_s;
-      const double difference = static_cast<double>(s[p]) - t[p];
+      const double s = map[kStudent][p] * to_s, difference = s - map[kTeacher][p] * to_t;
       distance += __builtin_fabs(difference);
-      signed_sum += sign_of(difference) * s[p];
+      signed_sum += sign_of(difference) * s;
     }
   }
   m.terms[kAttention] += distance;
   const double mean = signed_sum / m.pixels;
   const A outside = static_cast<A>(-1. / (background > 0 ? background : 1));
   for (int i = 0; i < m.chunks; ++i) {
-    A* map[kMaps];
-    for (int k = 0; k < kMaps; ++k) map[k] = m.maps + int64_t{k} * m.pixels;
-    const A to_s = static_cast<A>(factor[kContextS][i]), to_t = static_cast<A>(factor[kContextT][i]);
+    const double to_t = m.pixels * factor[kTeacher][i], to_s = m.pixels * factor[kStudent][i];
+    const A context_s = static_cast<A>(factor[kContextS][i]), context_t = static_cast<A>(factor[kContextT][i]);
     for (int p = i * kMaxChunkPixels; p < m.end(i); ++p) {
-      const A t = map[kMapFocal][p], s = map[kMapAttention][p];
-      const A sign = s > t ? A{1} : s < t ? A{-1} : s - t;
-      map[kMapFocal][p] = t * (m.mask[p] > 0 ? m.mask[p] : outside);
-      map[kMapAttention][p] = s * (sign - static_cast<A>(mean)) * m.inverse_ct;
-      map[kMapContextS][p] *= to_s;
-      map[kMapContextT][p] *= to_t;
+      const double t = map[kTeacher][p] * to_t, s = map[kStudent][p] * to_s;
+      map[kMapFocal][p] = static_cast<A>(t) * (m.mask[p] > 0 ? m.mask[p] : outside);
+      map[kMapAttention][p] = static_cast<A>(s * (sign_of(s - t) - mean)) * m.inverse_ct;
+      map[kMapContextS][p] *= context_s;
+      map[kMapContextT][p] *= context_t;
     }
   }
 }

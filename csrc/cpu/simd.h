@@ -199,6 +199,11 @@ inline void store(T* p, Vec<A> v) {
   Converter<T, A>::store(p, v);
 }
 
+template <class A>
+inline void add_to(A* p, Vec<A> v) {
+  store<A>(p, load<A>(static_cast<const A*>(p)) + v);
+}
+
 // The first n < width elements, the other lanes 0.
 template <class A, class T>
 inline Vec<A> load_first(const T* p, int n) {

@@ -12,7 +12,7 @@
 
 namespace fgd {
 
-// Per pixel, saved.
+// Per pixel, saved. Until an image is merged, the four places hold the exponentials of enum Softmax, in its order.
 enum Map : int {
   kMapFocal,      // A^S_t[p]·fg[p] where a box covers p, -A^S_t[p]/n_bg elsewhere
   kMapAttention,  // gradient of Σp |A^S_s - A^S_t| with respect to Σc |s[c,p]|

@@ -1,0 +1,96 @@
+"""The CPU kernels against the float64 reference, for every instruction set that this machine has."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import BALANCED, PYRAMID, Case, assert_as_reference, evaluate, make_inputs, standard_cases
+
+import fgd_kernels as fgd
+
+pytestmark = pytest.mark.skipif(not fgd.backends()["cpu"].available, reason=fgd.backends()["cpu"].reason)
+
+LARGE = [
+    Case("several chunks and tiles", ((256, 61, 67),), (5, 0), loss=BALANCED),
+    Case("several chunks, bfloat16", ((96, 90, 71),), (5,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
+    Case("several chunks, channels_last", ((64, 90, 71),), (5,), channels_last=True, loss=BALANCED),
+    Case("most channels", ((2048, 9, 11),), (2,), loss=BALANCED),
+    Case("most channels, channels_last", ((2048, 9, 11),), (2,), channels_last=True, loss=BALANCED),
+]
+
+
+@pytest.mark.parametrize("case", standard_cases() + LARGE, ids=lambda case: case.name)
+def test_equals_the_reference(case):
+    assert_as_reference(case, "cpu")
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set(instruction_set):
+    """The choice is made once a process, so the others run in processes of their own."""
+    code = "import cases; [cases.assert_as_reference(case, 'cpu') for case in cases.standard_cases()]"
+    environment = os.environ | {"FGD_CPU_ISA": instruction_set, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_same_bits_for_any_number_of_threads(channels_last):
+    case = Case("threads", ((32, 70, 65), (32, 9, 9)), (4, 3), channels_last=channels_last, loss=BALANCED)
+    inputs = make_inputs(case)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 3, 8, 1):
+            torch.set_num_threads(count)
+            runs.append(evaluate(inputs, "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        for name, value in runs[0].items():
+            assert torch.equal(run[name], value), name
+
+
+def test_slices_are_read_where_they_lie():
+    """Channel slices, batch slices and unaligned starts: no copy, the same numbers."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        base_s, base_t = (torch.randn(5, 12, 7, 9).contiguous(memory_format=layout) for _ in range(2))
+        sliced = base_s[1:4, 3:10].detach().requires_grad_(), base_t[::2, 1:8]
+        dense = sliced[0].detach().clone().contiguous().requires_grad_(), sliced[1].contiguous()
+        boxes, sizes = [torch.tensor([[5.0, 5.0, 40.0, 30.0]])] * 3, [(60, 80)] * 3
+        results = []
+        for s, t in (sliced, dense):
+            loss = sum(fgd.fgd_loss(s, t, boxes, sizes, backend="cpu").values())
+            results.append((loss.detach(), torch.autograd.grad(loss, s)[0]))
+        torch.testing.assert_close(results[0], results[1], rtol=2e-6, atol=1e-9)
+
+
+def test_memory_stays_small():
+    """Saved for backward: the inputs and at most 5% of a feature map; workspaces included in the forward's peak."""
+    case = Case("memory", ((256, 64, 64),), (5, 5), loss=BALANCED)
+    student, teacher, boxes, sizes, criterion = make_inputs(case)
+    student[0].requires_grad_()
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = criterion(student, teacher, boxes, sizes)
+    own = {t.data_ptr() for t in (*student, *teacher, *criterion.parameters())}
+    extra = sum(size for pointer, size in saved.items() if pointer not in own)
+    assert 0 < extra <= 0.05 * student[0].numel() * 4
+    sum(loss.values()).backward()
+
+
+def test_pyramid_in_one_call_equals_levels_one_by_one():
+    inputs = make_inputs(Case("levels", PYRAMID, (3, 2), loss=BALANCED))
+    student, teacher, boxes, sizes, criterion = inputs
+    together = criterion(student, teacher, boxes, sizes)
+    apart = [
+        fgd.fgd_loss(s, t, boxes, sizes, gc_block=level.gc_block(), temperature=0.5, **BALANCED)
+        for s, t, level in zip(student, teacher, criterion.levels, strict=True)
+    ]
+    for name, value in together.items():
+        torch.testing.assert_close(value, sum(one[name] for one in apart))
