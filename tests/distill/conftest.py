@@ -1,0 +1,57 @@
+"""Shared by the tests of the detector side: a tiny digits data set and the two small detectors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fgd_distill.digits import make_digits
+from fgd_distill.models import digits_student, digits_teacher
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("data") / "digits", train_images=24, val_images=6, progress=False)
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return digits_student(), digits_teacher()
+
+
+@pytest.fixture
+def batch():
+    """Two images of 128 pixels: one with two boxes, one without."""
+    generator = torch.Generator().manual_seed(0)
+    images = tuple(torch.rand(3, 128, 128, generator=generator) for _ in range(2))
+    targets = (
+        {"boxes": torch.tensor([[8.0, 8.0, 40.0, 56.0], [60.0, 60.0, 124.0, 124.0]]), "labels": torch.tensor([3, 10])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+    )
+    return images, targets
+
+
+@pytest.fixture
+def write_coco(tmp_path):
+    """Writes a COCO folder of blank 40x30 images from (file name, annotations) pairs."""
+
+    def write(items, save=True):
+        images = tmp_path / "images"
+        images.mkdir(exist_ok=True)
+        content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 7, "name": "b"}]}
+        for index, (name, annotations) in enumerate(items, start=1):
+            if save:
+                Image.new("RGB", (40, 30)).save(images / name)
+            content["images"].append({"id": index, "file_name": name, "width": 40, "height": 30})
+            for annotation in annotations:
+                box = annotation["bbox"]
+                filled = {"category_id": 1, "iscrowd": 0, "area": box[2] * box[3], "segmentation": []} | annotation
+                content["annotations"].append(filled | {"id": len(content["annotations"]) + 1, "image_id": index})
+        path = tmp_path / "annotations.json"
+        path.write_text(json.dumps(content))
+        return images, path
+
+    return write

@@ -1,0 +1,156 @@
+import csv
+import math
+
+import pytest
+import torch
+
+from fgd_distill import cli, demo
+from fgd_distill.models import DetectorConfig, build_detector, digits_teacher
+from fgd_distill.profiling import measure_step
+from fgd_distill.training import DetectionModule, FGDConfig
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    """Random teacher weights: these tests ask how things run, not how well they learn."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "teacher.pt"
+    torch.save(digits_teacher().state_dict(), path)
+    return path
+
+
+def fit_args(digits, folder, *more):
+    return [
+        "fit",
+        "--config=digits_student.yaml",
+        f"--data.root={digits}",
+        "--data.num_workers=0",
+        "--data.batch_size=4",
+        "--trainer.max_steps=5",
+        "--trainer.val_check_interval=5",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+        "--model.lr_scheduler.init_args.total_steps=5",
+        f"--trainer.default_root_dir={folder}",
+        f"--trainer.logger.init_args.save_dir={folder}",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def distilled(digits, teacher_file, tmp_path_factory):
+    """Five steps with both, through the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    both = ("--config=digits_inherit.yaml", "--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
+    return folder, cli.run(fit_args(digits, folder, *both))
+
+
+def test_five_steps_of_fit(distilled):
+    folder, ran = distilled
+    assert ran.trainer.global_step == 5
+    logged = ran.trainer.callback_metrics
+    assert {"train/classification", "train/loss_fgd_fg", "train/loss_fgd_global", "val/AP", "val/AR"} <= logged.keys()
+    assert all(math.isfinite(logged[name]) for name in logged if name.startswith("train/"))
+    with next(folder.rglob("metrics.csv")).open() as file:
+        assert "train/loss_fgd_attention" in next(csv.reader(file))
+    assert (next(folder.rglob("config.yaml"))).read_text().count("temperature: 8.0") == 1
+
+
+def test_checkpoint_has_no_teacher_and_its_student_exports(distilled, tmp_path, capsys):
+    folder, ran = distilled
+    checkpoint = next(folder.rglob("*.ckpt"))
+    names = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert names and all(name.startswith(("distiller.student.", "distiller.criterion.")) for name in names)
+    output = tmp_path / "exports" / "student.pt"
+    cli.main(["export-student", str(checkpoint), str(output)])
+    plain = build_detector(DetectorConfig("digits_student", 11, str(output)))
+    for name, value in ran.model.distiller.student.state_dict().items():
+        assert torch.equal(value.cpu(), plain.state_dict()[name])
+    assert [path.name for path in output.parent.iterdir()] == ["student.pt"]
+
+
+def test_validate_takes_exported_weights(distilled, digits, tmp_path, monkeypatch):
+    folder, _ = distilled
+    cli.main(["export-student", str(next(folder.rglob("*.ckpt"))), str(tmp_path / "student.pt")])
+    monkeypatch.chdir(tmp_path)
+    ran = cli.run(
+        [
+            "validate",
+            "--config=digits_student.yaml",
+            f"--model.student.weights={tmp_path / 'student.pt'}",
+            f"--data.root={digits}",
+            "--data.num_workers=0",
+            "--trainer.logger=false",
+        ]
+    )
+    assert 0 <= ran.trainer.callback_metrics["val/AP"] <= 100
+    assert not list(tmp_path.rglob("config.yaml"))  # it would replace the one of a training
+
+
+def test_same_seed_same_run(digits, tmp_path):
+    runs = [cli.run(fit_args(digits, tmp_path / str(index))).model.detector.state_dict() for index in range(2)]
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+def test_the_loss_of_an_optimizer_that_misses_the_criterion(digits, teacher_file, tmp_path, monkeypatch):
+    def only_student(self):
+        return torch.optim.SGD(self.distiller.student.parameters(), lr=0.1)
+
+    monkeypatch.setattr(DetectionModule, "configure_optimizers", only_student)
+    fgd = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
+    with pytest.raises(RuntimeError, match="in no optimizer"):
+        cli.run(fit_args(digits, tmp_path, *fgd))
+
+
+def test_too_few_classes(digits, tmp_path):
+    with pytest.raises(ValueError, match="num_classes: expected more than.*10, got 10"):
+        cli.run(fit_args(digits, tmp_path, "--model.student.num_classes=10"))
+
+
+def test_settings_that_would_silently_do_nothing(teacher_file):
+    student, teacher = DetectorConfig("digits_student", 11), DetectorConfig("digits_teacher", 11, str(teacher_file))
+    with pytest.raises(ValueError, match="inherit and fgd need one"):
+        DetectionModule(student, fgd=FGDConfig())
+    with pytest.raises(ValueError, match="unused"):
+        DetectionModule(student, teacher)
+    with pytest.raises(ValueError, match="would teach noise"):
+        DetectionModule(student, DetectorConfig("digits_teacher", 11), inherit=True)
+
+
+def test_help_and_unknown_commands(capsys):
+    cli.main(["--help"])
+    assert "digits_fgd.yaml" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="expected one of the commands fit, validate.*got 'train'"):
+        cli.main(["train"])
+
+
+def test_shares_of_a_step_add_up(distilled):
+    _, ran = distilled
+    cost = measure_step(ran.model.distiller, next(iter(ran.datamodule.train_dataloader())), repeats=2)
+    assert 0 < cost.loss_share < 1 and 0 < cost.teacher_share < 1
+    assert cost.loss + cost.teacher < 1.5 * cost.step and cost.student < 1.2 * cost.step
+
+
+def test_the_demo_from_end_to_end(digits, teacher_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fgd_distill.models.PACKAGE_WEIGHTS", teacher_file.parent)
+    teacher_file.with_name("digits_teacher.pt").write_bytes(teacher_file.read_bytes())
+    monkeypatch.setattr(demo, "make_digits", lambda folder: digits)
+    demo.main(["--steps", "2", "--all", "--output", "out/table.csv", "--workers", "0"])
+    rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
+    assert [row["method"] for row in rows] == ["teacher", *demo.METHODS, demo.EQUAL_TIME]
+    assert [bool(row["fgd_loss_share"]) for row in rows] == [False, False, False, True, True, False]
+    assert all(row["machine"] and row["versions"] and row["command"] for row in rows)
+    assert "| inherited + FGD | 1 | 2 |" in (tmp_path / "out/table.md").read_text()
+    assert "inherited + FGD" in capsys.readouterr().out
+
+
+def test_retraining_the_teacher_replaces_the_shipped_weights(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "PACKAGE_WEIGHTS", tmp_path / "weights")
+    short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--data.batch_size=4", "--data.num_workers=0"]
+    monkeypatch.setattr(demo, "run", lambda args: cli.run([*args, *short]))
+    demo.train_teacher(digits)
+    weights = tmp_path / "weights" / "digits_teacher.pt"
+    build_detector(DetectorConfig("digits_teacher", 11, str(weights)))
+    assert weights.stat().st_size < 4e6

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from fgd_distill.export import export_student, student_state_dict
+from fgd_distill.inheriting import inherit
+
+
+def test_neck_and_head_come_from_the_teacher(pair, capsys):
+    student, teacher = pair
+    stem = student.backbone.body.layer0[0].weight.clone()
+    report = inherit(student, teacher)
+    logits, taught = (model.head.classification_head.cls_logits for model in pair)
+    assert torch.equal(logits.weight, taught.weight)
+    assert torch.equal(student.backbone.fpn.layer_blocks[0][0].weight, teacher.backbone.fpn.layer_blocks[0][0].weight)
+    assert torch.equal(student.backbone.body.layer0[0].weight, stem)
+    # The lateral convolutions meet backbones of other widths.
+    assert [name for name, *_ in report.mismatched] == [f"backbone.fpn.inner_blocks.{i}.0.weight" for i in range(3)]
+    printed = capsys.readouterr().out
+    assert f"inherited {len(report.loaded)} tensors" in printed
+    assert "mismatched backbone.fpn.inner_blocks.0.0.weight: student (64, 32, 1, 1), teacher (64, 64, 1, 1)" in printed
+
+
+def test_the_student_keeps_its_own_memory(pair):
+    student, teacher = pair
+    inherit(student, teacher, verbose=False)
+    logits, taught = (model.head.classification_head.cls_logits for model in pair)
+    with torch.no_grad():
+        logits.bias.add_(1.0)
+    assert not torch.equal(logits.bias, taught.bias)
+
+
+def test_another_number_of_classes_is_reported_not_loaded(pair, capsys):
+    from fgd_distill.models import digits_student
+
+    report = inherit(digits_student(num_classes=4), pair[1], modules=["head"])
+    assert {name for name, *_ in report.mismatched} == {
+        "head.classification_head.cls_logits.weight",
+        "head.classification_head.cls_logits.bias",
+    }
+
+
+def test_nothing_loaded_is_an_error(pair):
+    with pytest.raises(ValueError, match="nothing could be inherited.*roi_heads"):
+        inherit(*pair, modules=["roi_heads"])
+
+
+def test_entries_of_one_side_are_skipped(pair):
+    student, teacher = pair
+    student.head.extra = nn.Linear(2, 2)
+    assert inherit(student, teacher, verbose=False).skipped == ["head.extra.bias", "head.extra.weight"]
+
+
+def test_export_names_are_the_plain_detectors(pair):
+    student, _ = pair
+    for prefix in ("student.", "distiller.student.", "model.distiller.student."):
+        state = {prefix + name: value for name, value in student.state_dict().items()}
+        state |= {"distiller.criterion.levels.0.conv_mask_s.weight": torch.zeros(1)}
+        exported = student_state_dict({"state_dict": state})
+        assert exported.keys() == student.state_dict().keys()
+
+
+def test_export_of_something_else(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.ckpt"):
+        export_student(str(tmp_path / "nothing.ckpt"), str(tmp_path / "out.pt"))
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="expected a checkpoint of fgd-distill fit.*weights"):
+        export_student(str(tmp_path / "other.ckpt"), str(tmp_path / "out.pt"))
+    with pytest.raises(ValueError, match="expected entries of a student"):
+        student_state_dict({"state_dict": {"backbone.weight": torch.zeros(1)}})
+    assert not (tmp_path / "out.pt").exists()

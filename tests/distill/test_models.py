@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from fgd_distill.models import DetectorConfig, build_detector, detector_names, load_weights
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_sizes_of_the_digit_detectors(pair):
+    student, teacher = pair
+    assert 0.25e6 < count(student) < 0.35e6
+    assert 1.4e6 < count(teacher) < 1.7e6
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_digit_images_are_not_resized(pair, batch, training):
+    images, targets = batch
+    for model in pair:
+        prepared, moved = model.train(training).transform(list(images), list(targets))
+        assert prepared.tensors.shape == (2, 3, 128, 128)
+        assert torch.equal(prepared.tensors[0], model.transform.normalize(images[0]))
+        assert torch.equal(moved[0]["boxes"], targets[0]["boxes"])
+
+
+def test_strides_and_channels(pair):
+    for model in pair:
+        maps = model.backbone(torch.zeros(1, 3, 128, 128))
+        assert [tuple(f.shape) for f in maps.values()] == [(1, 64, 16, 16), (1, 64, 8, 8), (1, 64, 4, 4)]
+
+
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_torchvisions_detectors_by_name_without_download(name):
+    model = build_detector(DetectorConfig(name, num_classes=5))
+    assert count(model) > 10e6
+
+
+def test_unknown_name_lists_close_ones():
+    with pytest.raises(ValueError, match="retinanet_resnet50_fpn.*got 'retinanet_r50'"):
+        build_detector(DetectorConfig("retinanet_r50"))
+    assert "digits_student" in detector_names()
+
+
+def test_weights_load_from_other_float_types_and_from_torchvisions_checkpoints(pair, tmp_path):
+    student, _ = pair
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in student.state_dict().items()}
+    torch.save({"model": halves, "epoch": 3}, tmp_path / "checkpoint.pth")
+    built = build_detector(DetectorConfig("digits_student", 11, str(tmp_path / "checkpoint.pth")))
+    for name, value in built.state_dict().items():
+        assert value.dtype == student.state_dict()[name].dtype
+        torch.testing.assert_close(value, student.state_dict()[name], rtol=1e-3, atol=1e-3)
+
+
+def test_weights_that_do_not_fit_are_an_error(pair, tmp_path):
+    student, teacher = pair
+    with pytest.raises(FileNotFoundError, match="nothing.pt"):
+        load_weights(student, tmp_path / "nothing.pt")
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
+    with pytest.raises(ValueError, match="do not fit FCOS"):
+        load_weights(student, tmp_path / "teacher.pt")
+    torch.save({"state_dict": {}, "epoch": 1}, tmp_path / "run.ckpt")
+    with pytest.raises(ValueError, match="expected a state dict.*export-student"):
+        load_weights(student, tmp_path / "run.ckpt")

@@ -1,0 +1,65 @@
+"""Packing boxes: values, offsets, and every complaint."""
+
+import pytest
+import torch
+
+import fgd_kernels as fgd
+from fgd_kernels import reference
+
+BOX = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+
+
+def test_packs_without_padding():
+    boxes = [BOX, torch.zeros(0, 4), BOX.repeat(3, 1).double()]
+    values, offsets, sizes = fgd.pack_boxes(boxes, [(10, 20)] * 3, "cpu")
+    assert values.shape == (4, 4) and values.dtype == torch.float32
+    assert offsets.tolist() == [0, 1, 1, 4] and offsets.dtype == torch.int32
+    assert sizes.tolist() == [[10, 20]] * 3
+
+
+def test_empty_batch_and_sizes_as_tensor():
+    packed = fgd.pack_boxes([], [], "cpu")
+    assert packed.values.shape == (0, 4) and packed.offsets.tolist() == [0] and packed.sizes.shape == (0, 2)
+    assert fgd.pack_boxes([BOX], torch.tensor([[5, 6]]), "cpu").sizes.tolist() == [[5.0, 6.0]]
+
+
+@pytest.mark.parametrize(
+    "boxes, sizes, kind, words",
+    [
+        (BOX, [(9, 9)], TypeError, r"boxes: expected a list"),
+        ([[1, 2, 3, 4]], [(9, 9)], TypeError, r"boxes\[0\]: expected a tensor"),
+        ([BOX.int()], [(9, 9)], TypeError, r"boxes\[0\]: expected a floating-point tensor, got torch.int32"),
+        ([BOX[0]], [(9, 9)], ValueError, r"boxes\[0\]: expected shape \(n, 4\), got \(4,\)"),
+        ([BOX, BOX[:, :3]], [(9, 9)] * 2, ValueError, r"boxes\[1\]: expected shape \(n, 4\), got \(1, 3\)"),
+        ([BOX.to("meta")], [(9, 9)], ValueError, r"boxes\[0\]: expected device cpu"),
+        ([BOX], [(9, 9)] * 2, ValueError, r"image_sizes: expected one .* each of 1 images"),
+        ([BOX], [(9, 9, 3)], ValueError, r"image_sizes: expected \(height, width\)"),
+        ([BOX], [(0, 9)], ValueError, r"image_sizes\[0\]: expected a positive"),
+        ([BOX], torch.tensor([[4.0, float("nan")]]), ValueError, r"image_sizes\[0\]: expected a positive"),
+        ([BOX.flip(1)], [(9, 9)], ValueError, r"boxes\[0\]\[0\]: expected finite x1 <= x2"),
+        ([torch.cat([BOX, BOX * float("nan")])], [(9, 9)], ValueError, r"boxes\[0\]\[1\]: expected finite"),
+        ([BOX * float("inf")], [(9, 9)], ValueError, r"expected finite"),
+    ],
+)
+def test_bad_boxes(boxes, sizes, kind, words):
+    with pytest.raises(kind, match=words):
+        fgd.pack_boxes(boxes, sizes, "cpu")
+
+
+def test_boxes_outside_cover_nothing_and_boxes_across_are_clamped():
+    outside = torch.tensor([[-9.0, 0, -1, 5], [21.0, 0, 30, 5], [0, -8, 5, -1], [0.0, 11, 5, 12]])
+    packed = fgd.pack_boxes([outside], [(10, 20)], "cpu")
+    assert not reference.foreground_mask(*packed, 10, 20).any()
+    across = fgd.pack_boxes([torch.tensor([[-100.0, -100, 4, 5]])], [(10, 20)], "cpu")
+    inside = fgd.pack_boxes([torch.tensor([[0.0, 0, 4, 5]])], [(10, 20)], "cpu")
+    assert torch.equal(reference.foreground_mask(*across, 10, 20), reference.foreground_mask(*inside, 10, 20))
+
+
+def test_unchecked_bad_values_cover_nothing():
+    """As on a GPU, where values are not looked at: packed by hand."""
+    bad = torch.tensor([[float("nan"), 0, 5, 5], [5.0, 0, 1, 5], [0, 0, float("inf"), 5]])
+    packed = fgd.PackedBoxes(bad, torch.tensor([0, 3], dtype=torch.int32), torch.tensor([[10.0, 20.0]]))
+    assert not reference.foreground_mask(*packed, 10, 20).any()
+    s, t = torch.randn(1, 3, 10, 20), torch.randn(1, 3, 10, 20)
+    for backend in ("reference", "auto"):
+        assert fgd.fgd_loss(s, t, packed, None, backend=backend)["loss_fgd_fg"] == 0
