@@ -1,7 +1,8 @@
 """The operator: its schema, its backends, and all that PyTorch needs to know about it.
 
 One schema serves every backend. The compiled library defines `fgd_kernels::forward` and `::backward` for CPU (and
-CUDA) tensors; the reference is `::forward_reference`. A backend is chosen here and nowhere else.
+CUDA) tensors; the reference is `::forward_reference`, the Triton kernels are `::forward_triton`. A backend is chosen
+here and nowhere else.
 
     forward(student, teacher, boxes, gc_block, weights, temperatures)
         -> fg, bg, attention, global_   0-dim: the weighted terms, summed over levels, averaged over images
@@ -12,6 +13,7 @@ CUDA) tensors; the reference is `::forward_reference`. A backend is chosen here 
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +25,7 @@ from . import native, reference
 from .boxes import PackedBoxes
 
 NAMESPACE = "fgd_kernels"
-BACKENDS = ("cpu", "cuda", "reference")
+BACKENDS = ("cpu", "cuda", "triton", "reference")
 MAPS = 4  # per-pixel numbers saved for backward, see csrc/include/fgd/layout.h
 STATS = 6  # per-channel numbers saved for backward
 MAX_CHANNELS = 2048
@@ -60,15 +62,33 @@ def backends() -> dict[str, BackendStatus]:
     else:
         cuda = BackendStatus(True, "compiled with CUDA")
     status["cuda"] = cuda
+    status["triton"] = _triton_status()
     status["reference"] = BackendStatus(True, "plain PyTorch, any device; slow")
     return status
 
 
+def _triton_interprets() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_status() -> BackendStatus:
+    """Found out without importing Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return BackendStatus(False, "the package triton is not installed")
+    if _triton_interprets():
+        return BackendStatus(True, "in Triton's interpreter, because TRITON_INTERPRET=1; slow")
+    if not torch.cuda.is_available():
+        return BackendStatus(False, "no GPU is visible, and TRITON_INTERPRET is not 1")
+    return BackendStatus(True, "compiled by Triton at first use")
+
+
 @torch.compiler.assume_constant_result
-def choose_backend(requested: str, device: str) -> str:
+def choose_backend(requested: str, device: str, float64: bool = False) -> str:
     """The backend for features on a device of type `device`. FGD_BACKEND takes the place of 'auto'.
 
     Raises:
+        TypeError: it was asked for by name and does not compute in float64.
         ValueError: there is no backend of that name, or it does not serve that device.
         RuntimeError: it was asked for by name and cannot run here; the message says why.
     """
@@ -76,13 +96,19 @@ def choose_backend(requested: str, device: str) -> str:
         requested = os.environ.get("FGD_BACKEND", "auto")
     status = backends()
     if requested == "auto":
-        return device if device in status and status[device].available else "reference"
+        if device in ("cpu", "cuda") and status[device].available:
+            return device
+        return "triton" if device == "cuda" and status["triton"].available and not float64 else "reference"
     if requested not in status:
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(status)}, got {requested!r}")
     if not status[requested].available:
         raise RuntimeError(f"backend {requested!r} cannot run here: {status[requested].reason}")
     if requested in ("cpu", "cuda") and device != requested:
         raise ValueError(f"backend {requested!r} takes tensors on {requested}, got features on {device}")
+    if requested == "triton" and device != "cuda" and not (device == "cpu" and _triton_interprets()):
+        raise ValueError(f"backend 'triton' takes tensors on a GPU, got features on {device}")
+    if requested == "triton" and float64:
+        raise TypeError("backend 'triton': expected float32, float16 or bfloat16 features, got torch.float64")
     return requested
 
 
@@ -97,7 +123,8 @@ def pyramid_loss(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the operator on checked arguments (see `functional.fgd_loss`): fg, bg, attention, global, terms (L, 4)."""
-    forward = _operator(_NAMES[choose_backend(backend, student[0].device.type)])
+    float64 = torch.float64 in (student[0].dtype, teacher[0].dtype)
+    forward = _operator(_NAMES[choose_backend(backend, student[0].device.type, float64)])
     pairs = [_common_layout(s, t) for s, t in zip(*_common_float64(student, teacher), strict=True)]
     students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
     accumulator = _accumulator(students, teachers)
@@ -146,7 +173,8 @@ def _operator(name: str):
 
 
 def _reference_forward_kernel(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
-    terms = reference.pyramid_terms(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel)
+    with torch.autocast(student[0].device.type, enabled=False):
+        terms = reference.pyramid_terms(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel)
     sums = [total.clone() for total in terms.sum(0).unbind()]  # an operator's outputs share no memory
     return (*sums, terms, terms.new_empty(0), terms.new_empty(0))
 
@@ -166,7 +194,7 @@ def _autograd_inside_kernel():
 def _reference_backward_kernel(
     grads, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, maps, stats, need_s, need_gc
 ):
-    with _autograd_inside_kernel():
+    with _autograd_inside_kernel(), torch.autocast(student[0].device.type, enabled=False):
         inputs = [s.detach().requires_grad_(need_s) for s in student]
         parameters = [p.detach().requires_grad_(need_gc) for p in gc_block]
         terms = reference.pyramid_terms(
@@ -178,6 +206,21 @@ def _reference_backward_kernel(
     found = [g.detach().clone(memory_format=torch.preserve_format) for g in found]
     split = len(inputs) if need_s else 0
     return found[:split], found[split:]
+
+
+# --- Triton, imported when it is first needed ---------------------------------------------------------------------
+
+
+def _triton_forward_kernel(*arguments):
+    from . import triton_kernels
+
+    return triton_kernels.forward(*arguments)
+
+
+def _triton_backward_kernel(*arguments):
+    from . import triton_kernels
+
+    return triton_kernels.backward(*arguments)
 
 
 # --- shapes for tracing -----------------------------------------------------------------------------------------
@@ -264,18 +307,20 @@ def _register(suffix: str, saves: bool) -> None:
     torch.library.register_autograd(backward, _no_second_derivative)
 
 
-def _define_reference(suffix: str) -> None:
+def _define(suffix: str, forward, backward, saves: bool) -> None:
+    """Both operators, from Python functions that serve every device."""
     _library.define(f"forward{suffix}{_FORWARD}", tags=torch.Tag.pt2_compliant_tag)
     _library.define(f"backward{suffix}{_BACKWARD}", tags=torch.Tag.pt2_compliant_tag)
-    _library.impl(f"forward{suffix}", _reference_forward_kernel, "CompositeExplicitAutograd")
-    _library.impl(f"backward{suffix}", _reference_backward_kernel, "CompositeExplicitAutograd")
-    _register(suffix, saves=False)
+    _library.impl(f"forward{suffix}", forward, "CompositeExplicitAutograd")
+    _library.impl(f"backward{suffix}", backward, "CompositeExplicitAutograd")
+    _register(suffix, saves)
 
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_NAMES = {"cpu": "forward", "cuda": "forward", "reference": "forward_reference"}
-_define_reference("_reference")
+_NAMES = {"cpu": "forward", "cuda": "forward", "triton": "forward_triton", "reference": "forward_reference"}
+_define("_reference", _reference_forward_kernel, _reference_backward_kernel, saves=False)
+_define("_triton", _triton_forward_kernel, _triton_backward_kernel, saves=True)
 if native.load() is None:
     _register("", saves=True)
 else:
-    _define_reference("")
+    _define("", _reference_forward_kernel, _reference_backward_kernel, saves=False)
