@@ -1,5 +1,6 @@
 """Ground truth, packed once a step and shared by all levels; the one place where boxes are checked."""
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ def pack_boxes(
         ends.append(ends[-1] + box.shape[0])
     offsets = torch.tensor(ends, dtype=torch.int32).to(device, non_blocking=True)
     if validate or _readable(values):
-        _check_values(boxes)
+        _check_values(values, ends)
     return PackedBoxes(values, offsets, sizes)
 
 
@@ -118,11 +119,11 @@ def _check_box_tensor(box: Tensor, index: int, device: torch.device) -> None:
         raise ValueError(f"boxes[{index}]: expected device {device}, as the features, got {box.device}")
 
 
-def _check_values(boxes: Sequence[Tensor]) -> None:
-    for index, box in enumerate(boxes):
-        good = box.isfinite().all(1) & (box[:, 0] <= box[:, 2]) & (box[:, 1] <= box[:, 3])
-        if not bool(good.all()):
-            row = int((~good).nonzero()[0])
-            raise ValueError(
-                f"boxes[{index}][{row}]: expected finite x1 <= x2 and y1 <= y2, got {box[row].tolist()}"
-            )
+def _check_values(values: Tensor, ends: list[int]) -> None:
+    good = values.isfinite().all(1) & (values[:, :2] <= values[:, 2:]).all(1)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        image = bisect.bisect_right(ends, row) - 1
+        raise ValueError(
+            f"boxes[{image}][{row - ends[image]}]: expected finite x1 <= x2 and y1 <= y2, got {values[row].tolist()}"
+        )

@@ -74,7 +74,8 @@ def _triton_interprets() -> bool:
 
 def _triton_status() -> BackendStatus:
     """Found out without importing Triton."""
-    if importlib.util.find_spec("triton") is None:
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:  # nothing, or a mere folder of that name
         return BackendStatus(False, "the package triton is not installed")
     if _triton_interprets():
         return BackendStatus(True, "in Triton's interpreter, because TRITON_INTERPRET=1; slow")
@@ -252,59 +253,98 @@ def _fake_backward(
 
 
 # --- autograd ---------------------------------------------------------------------------------------------------
+#
+# Written out, and not by torch.library.register_autograd: with some ninety tensors in lists, its bookkeeping costs
+# more than two milliseconds a step.
 
 
-def _setup_context(ctx, inputs, output):
-    student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel = inputs
-    terms, maps, stats = output[4:]
-    ctx.mark_non_differentiable(terms, maps, stats)
-    ctx.set_materialize_grads(False)
-    ctx.levels, ctx.settings = len(student), (list(weights), spatial, channel)
-    ctx.save_for_backward(*student, *teacher, boxes, offsets, sizes, *gc_block, maps, stats)
+class _Loss(torch.autograd.Function):
+    """One backend's forward and backward; tensors come flat: student, teacher, boxes, gc_block."""
+
+    @staticmethod
+    def forward(ctx, keyset, suffix, levels, settings, *tensors):
+        out = _below_autograd(f"forward{suffix}", keyset, *_unflatten(tensors, levels), *settings)
+        ctx.suffix, ctx.levels, ctx.settings = suffix, levels, settings
+        ctx.mark_non_differentiable(*out[4:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *out[5:])
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *tensors, maps, stats = ctx.saved_tensors
+        inputs = _unflatten(tensors, ctx.levels)
+        need = ctx.needs_input_grad[4:]
+        need_student, need_gc_block = any(need[: ctx.levels]), any(need[2 * ctx.levels + 3 :])
+        given = [stats.new_zeros(()) if g is None else g for g in grads[:4]]
+        arguments = (*inputs, *ctx.settings, maps, stats, need_student, need_gc_block)
+        student, gc_block = _operator(f"backward{ctx.suffix}")(torch.stack(given), *arguments)
+        nothing = [None] * ctx.levels
+        student = student if need_student else nothing
+        gc_block = gc_block if need_gc_block else [None] * len(inputs[-1])
+        return None, None, None, None, *student, *nothing, None, None, None, *gc_block
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The backward operator as autograd sees it: a derivative of it is refused, loudly."""
+
+    @staticmethod
+    def forward(ctx, keyset, name, arguments, *tensors):
+        student, gc_block = _below_autograd(name, keyset, *arguments)
+        return *student, *gc_block
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("fgd_kernels: the FGD loss has no second derivatives (double backward is not supported)")
+
+
+def _below_autograd(name: str, keyset, *arguments):
+    with torch._C._AutoDispatchBelowAutograd():
+        return _operator(name).redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def _unflatten(tensors: Sequence[Tensor], levels: int):
+    student, teacher, rest = tensors[:levels], tensors[levels : 2 * levels], tensors[2 * levels :]
+    return list(student), list(teacher), *rest[:3], list(rest[3:])
+
+
+def _asks_for_grad(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _autograd_forward(suffix: str):
+    def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, *settings):
+        tensors = (*student, *teacher, boxes, offsets, sizes, *gc_block)
+        if _asks_for_grad(tensors):
+            return _Loss.apply(keyset, suffix, len(student), settings, *tensors)
+        inputs = (student, teacher, boxes, offsets, sizes, gc_block)
+        return _below_autograd(f"forward{suffix}", keyset, *inputs, *settings)
+
+    return kernel
 
 
 def _autograd_backward(name: str):
-    def backward(ctx, *grads):
-        levels = ctx.levels
-        saved = ctx.saved_tensors
-        student, teacher, rest = saved[:levels], saved[levels : 2 * levels], saved[2 * levels :]
-        boxes, gc_block, (maps, stats) = rest[:3], rest[3:-2], rest[-2:]
-        need_student, need_gc_block = any(ctx.needs_input_grad[0]), any(ctx.needs_input_grad[5])
-        given = [stats.new_zeros(()) if g is None else g for g in grads[:4]]
-        grad_student, grad_gc_block = _operator(name)(
-            torch.stack(given),
-            student,
-            teacher,
-            *boxes,
-            gc_block,
-            *ctx.settings,
-            maps,
-            stats,
-            need_student,
-            need_gc_block,
-        )
-        grad_student = grad_student if need_student else [None] * levels
-        grad_gc_block = grad_gc_block if need_gc_block else [None] * len(gc_block)
-        return grad_student, [None] * levels, None, None, None, grad_gc_block, None, None, None
+    def kernel(keyset, grads, student, *rest):
+        arguments = (grads, student, *rest)
+        tensors = (grads, *student)
+        if not _asks_for_grad(tensors):
+            return _below_autograd(name, keyset, *arguments)
+        out = _NoSecondDerivative.apply(keyset, name, arguments, *tensors)
+        split = len(student) if rest[-2] else 0  # need_student
+        return list(out[:split]), list(out[split:])
 
-    return backward
-
-
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError("fgd_kernels: the FGD loss has no second derivatives (double backward is not supported)")
+    return kernel
 
 
 # --- registration -----------------------------------------------------------------------------------------------
 
 
 def _register(suffix: str, saves: bool) -> None:
-    forward, backward = f"{NAMESPACE}::forward{suffix}", f"{NAMESPACE}::backward{suffix}"
-    torch.library.register_fake(forward, _fake_forward(saves))
-    torch.library.register_fake(backward, _fake_backward)
-    torch.library.register_autograd(
-        forward, _autograd_backward(f"backward{suffix}"), setup_context=_setup_context
-    )
-    torch.library.register_autograd(backward, _no_second_derivative)
+    forward, backward = f"forward{suffix}", f"backward{suffix}"
+    torch.library.register_fake(f"{NAMESPACE}::{forward}", _fake_forward(saves))
+    torch.library.register_fake(f"{NAMESPACE}::{backward}", _fake_backward)
+    _library.impl(forward, _autograd_forward(suffix), "Autograd", with_keyset=True)
+    _library.impl(backward, _autograd_backward(backward), "Autograd", with_keyset=True)
 
 
 def _define(suffix: str, forward, backward, saves: bool) -> None:

@@ -1,0 +1,295 @@
+"""Backward, the one pass over the features. With upstream gradients g_fg .. g_gl (weights and 1/N included), d = s - t:
+
+    ∂L/∂s[c,p] = 2·d·A^C_t[c]·A^S_t[p]·(g_fg fg[p] + g_bg [fg[p]=0]/n_bg)                    feature loss
+               + 2·g_gl·(d + r[c])                                                           global loss, direct
+               + g_at·sign(s)·( g_S[p] + g_C[c] )                                            attention loss
+               + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
+    ∂L/∂Wk_s[c] = Σp q[p]·(u[p] - ū)·s[c,p], and the same of the teacher: to `partials`, one sum a slice of pixels
+
+with ū = g_ctx·ctx, g_S, g_C, r, q and the factors of the feature loss as the forward pass saved them.
+
+    students, teachers   (N, C, H, W) a level, any of the layouts of tile.py; student_grads likewise: out
+    keys_s        (C,) a level: Wk of the student's GcBlock
+    grads         (4,)   upstream gradients of the four terms; `weights`: the terms' weights over N, 4 a level
+    maps, stats   [level][image][4][P], [level][image][6][C], see csrc/include/fgd/layout.h
+    context_grad  [level][net][image][C]    ∂L/∂ctx
+    partials      [program][2][C]           out
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .backward_chunked import chunked_slice
+from .backward_tile import channel_factors, context_mean, pixel_factors, student_grad, upstream
+from .gc_blocks import GcBlocks
+from .key_grads import key_size
+from .levels import MAPS, STATS, image_start, locate, pick
+from .pyramid import Layouts, Pyramid, scratch
+from .tile import (
+    load_tile,
+    over_channels,
+    over_pixels,
+    pixel_index,
+    pixel_mask,
+    sum_groups,
+    sum_part,
+    tile_mask,
+    tile_offset,
+    zero_sums,
+)
+
+
+@triton.jit
+def backward_slice(
+    student,
+    teacher,
+    student_grad_at,
+    key_s,
+    context_s,
+    context_t,
+    maps,
+    stats,
+    partial,
+    g,
+    channels,
+    pixels,
+    s_row,
+    t_row,
+    g_row,
+    begin,
+    end,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GC: tl.constexpr,
+    STUDENT: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PART: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    c = tl.arange(0, BLOCK_C)
+    channel = channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC)
+    mean_s, mean_t = 0.0, 0.0
+    if GC:
+        mean_s = context_mean(context_s, stats + 4 * channels, channels, BLOCK_C)
+        mean_t = context_mean(context_t, stats + 5 * channels, channels, BLOCK_C)
+    sum_s, sum_t = zero_sums(BLOCK_C, GROUPS, LAYOUT), zero_sums(BLOCK_C, GROUPS, LAYOUT)
+    for first in range(begin, end, GROUPS * PART):
+        p = pixel_index(first, LAYOUT, GROUPS, PART)
+        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
+        s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+        t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+        u_s, u_t = 0.0, 0.0
+        if GC:
+            u_s = tl.sum(s * over_pixels(channel[3], LAYOUT), LAYOUT)
+            u_t = tl.sum(t * over_pixels(channel[5], LAYOUT), LAYOUT)
+        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, GC)
+        if STUDENT:
+            grad = student_grad(s, t, channel, pixel, 2.0 * g[3], LAYOUT, GC)
+            mask = tile_mask(c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+            offset = tile_offset(g_row, c, p, LAYOUT, ALIGN, WIDE)
+            tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
+        if KEYS:
+            sum_s += sum_part(s * over_channels(pixel[3], LAYOUT), LAYOUT)
+            sum_t += sum_part(t * over_channels(pixel[4], LAYOUT), LAYOUT)
+    if KEYS:
+        tl.store(partial + c, sum_groups(sum_s, LAYOUT), mask=c < channels)
+        tl.store(partial + channels + c, sum_groups(sum_t, LAYOUT), mask=c < channels)
+
+
+_LEVELS = [
+    "students",
+    "teachers",
+    "student_grads",
+    "keys_s",
+    "weights",
+    "first",
+    "parts",
+    "channels",
+    "channels_before",
+    "pixels",
+    "pixels_before",
+    "s_image",
+    "s_row",
+    "t_image",
+    "t_row",
+    "g_image",
+    "g_row",
+    "kinds",
+]
+
+
+@triton.jit(do_not_specialize=[*_LEVELS, "partial_size", "images"], do_not_specialize_on_alignment=_LEVELS)
+def backward_pass(
+    students,
+    teachers,
+    student_grads,
+    keys_s,
+    grads,
+    maps,
+    stats,
+    context_grad,
+    partials,
+    weights,
+    first,
+    parts,
+    channels,
+    channels_before,
+    pixels,
+    pixels_before,
+    s_image,
+    s_row,
+    t_image,
+    t_row,
+    g_image,
+    g_row,
+    kinds,
+    partial_size,
+    images,
+    KINDS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GC: tl.constexpr,
+    STUDENT: tl.constexpr,
+    KEYS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SLICE: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHUNKED: tl.constexpr,
+):
+    level, image, part = locate(first, parts)
+    size, kind, width = pick(pixels, level), pick(kinds, level), pick(channels, level)
+    row = image.to(tl.int64)
+    student = pick(students, level) + row * pick(s_image, level)
+    teacher = pick(teachers, level) + row * pick(t_image, level)
+    grad = student
+    if STUDENT:
+        grad = pick(student_grads, level) + row * pick(g_image, level)
+    begin = part * SLICE
+    end = tl.minimum(begin + SLICE, size)
+    context_s = context_grad + 2 * pick(channels_before, level).to(tl.int64) + row * width
+    key_s = 0
+    if GC:
+        key_s = pick(keys_s, level)
+    g = upstream(grads, weights, level)
+    # One body for every kind of layout that a level of this launch has.
+    for k in tl.static_range(4):
+        if (KINDS // 2**k) % 2:  # noqa: SIM102 - the outer one is decided by the compiler
+            if kind == k:
+                arguments = (
+                    tl.multiple_of(student, 16) if k % 2 == 0 else student,
+                    tl.multiple_of(teacher, 16) if k % 2 == 0 else teacher,
+                    tl.multiple_of(grad, 16) if k % 2 == 0 else grad,
+                    key_s,
+                    context_s,
+                    context_s + images.to(tl.int64) * width,
+                    maps + MAPS * image_start(pixels_before, pixels, level, image),
+                    stats + STATS * image_start(channels_before, channels, level, image),
+                    partials + tl.program_id(0).to(tl.int64) * partial_size,
+                    g,
+                    width,
+                    size,
+                    pick(s_row, level),
+                    pick(t_row, level),
+                    g_row[0] if not STUDENT else pick(g_row, level),
+                    begin,
+                    end,
+                )
+                if CHUNKED:
+                    chunked_slice(
+                        *arguments,
+                        LAYOUT=k if k < 2 else 2,
+                        ALIGN=ALIGN if k % 2 == 0 else 1,
+                        GC=GC,
+                        STUDENT=STUDENT,
+                        KEYS=KEYS,
+                        BLOCK_C=BLOCK_C,
+                        GROUPS=GROUPS[k],
+                        PART=PARTS[k],
+                        ALL_CHANNELS=ALL_CHANNELS,
+                        WIDE=WIDE,
+                    )
+                else:
+                    backward_slice(
+                        *arguments,
+                        LAYOUT=k if k < 2 else 2,
+                        ALIGN=ALIGN if k % 2 == 0 else 1,
+                        GC=GC,
+                        STUDENT=STUDENT,
+                        KEYS=KEYS,
+                        BLOCK_C=BLOCK_C,
+                        GROUPS=GROUPS[k],
+                        PART=PARTS[k],
+                        ALL_CHANNELS=ALL_CHANNELS,
+                        WIDE=WIDE,
+                    )
+
+
+def launch(
+    p: Pyramid,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    student_grads: Sequence[Tensor],
+    gc: GcBlocks | None,
+    weights: tuple[float, ...],
+    grads: Tensor,
+    maps: Tensor,
+    stats: Tensor,
+    context_grad: Tensor,
+    keys: bool,
+) -> Tensor:
+    """The student's gradients; returns the slices' parts of the keys' gradients (where `keys`)."""
+    grid, tile = p.slices, p.tile
+    groups = (students, teachers, student_grads) if student_grads else (students, teachers)
+    layouts = Layouts.of(groups, tile.align)
+    partials = scratch(stats, grid.total * key_size(p) if keys else 0)
+    last = len(groups) - 1
+    backward_pass[(grid.total,)](
+        tuple(students),
+        tuple(teachers),
+        tuple(groups[last]),
+        gc.keys[::2] if gc else tuple(students),
+        grads,
+        maps,
+        stats,
+        context_grad,
+        partials,
+        weights,
+        grid.first,
+        grid.parts,
+        p.channels,
+        p.channels_before,
+        p.pixels,
+        p.pixels_before,
+        layouts.images(0),
+        layouts.rows(0),
+        layouts.images(1),
+        layouts.rows(1),
+        layouts.images(last),
+        layouts.rows(last),
+        layouts.kinds,
+        key_size(p),
+        p.images,
+        KINDS=layouts.present,
+        ALIGN=tile.align,
+        GC=p.gc,
+        STUDENT=bool(student_grads),
+        KEYS=keys,
+        BLOCK_C=tile.block_c,
+        GROUPS=tile.groups,
+        PARTS=tile.parts,
+        SLICE=tile.slice,
+        ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
+        WIDE=layouts.wide,
+        CHUNKED=tile.chunked,
+        num_warps=tile.warps,
+        num_stages=1,
+    )
+    return partials

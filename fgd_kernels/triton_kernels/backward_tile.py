@@ -1,0 +1,76 @@
+"""Device helpers of the backward passes: the factors of a channel and of a pixel, and the gradient made of them.
+
+The equation is in backward_pass.py. Without GcBlocks (GC false) the global loss is left out.
+"""
+
+import triton
+import triton.language as tl
+
+from .merge import sign
+from .tile import over_channels, over_pixels
+
+
+@triton.jit
+def upstream(grads, weights, level):
+    """g_fg, g_bg, g_at, g_gl of a level, weights and 1/N included."""
+    found = ()
+    for term in tl.static_range(4):
+        weight = weights[term]
+        for i in tl.static_range(1, len(weights) // 4):
+            weight = tl.where(level == i, weights[4 * i + term], weight)
+        found = found + (tl.load(grads + term) * weight,)  # noqa: RUF005 - Triton knows no * in a tuple
+    return found
+
+
+@triton.jit
+def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.constexpr):
+    """A^C_t, g_at·g_C, and of the global term 2·g_gl·r, g_ctx_s, Wk_s, g_ctx_t: vectors of channels."""
+    mask = c < channels
+    attention = tl.load(stats + c, mask=mask, other=0.0)
+    signed = g[2] * tl.load(stats + channels + c, mask=mask, other=0.0)
+    if GC:
+        shift = 2.0 * g[3] * tl.load(stats + 2 * channels + c, mask=mask, other=0.0)
+        grad_s = tl.load(context_s + c, mask=mask, other=0.0)
+        grad_t = tl.load(context_t + c, mask=mask, other=0.0)
+        return attention, signed, shift, grad_s, tl.load(key_s + c, mask=mask, other=0.0), grad_t
+    else:
+        return attention, signed
+
+
+@triton.jit
+def pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, GC: tl.constexpr):
+    """The feature loss's factor of d·A^C_t, g_at·g_S, and of the global term q, q·(u - ū) of both: per pixel."""
+    focal = tl.load(maps + p, mask=exists, other=0.0)
+    feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
+    signed = g[2] * tl.load(maps + pixels + p, mask=exists, other=0.0)
+    if GC:
+        q_s = tl.load(maps + 2 * pixels + p, mask=exists, other=0.0)
+        q_t = tl.load(maps + 3 * pixels + p, mask=exists, other=0.0)
+        return feature, signed, q_s, q_s * (u_s - mean_s), q_t * (u_t - mean_t)
+    else:
+        return feature, signed
+
+
+@triton.jit
+def student_grad(s, t, channel, pixel, direct, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """∂L/∂s of a tile; `direct`: 2·g_gl."""
+    d = s - t
+    feature = over_pixels(channel[0], LAYOUT) * over_channels(pixel[0], LAYOUT)
+    attention = sign(s) * (over_channels(pixel[1], LAYOUT) + over_pixels(channel[1], LAYOUT))
+    if GC:
+        grad = d * (feature + direct) + over_pixels(channel[2], LAYOUT) + attention
+        grad += over_pixels(channel[3], LAYOUT) * over_channels(pixel[2], LAYOUT)
+        return grad + over_pixels(channel[4], LAYOUT) * over_channels(pixel[3], LAYOUT)
+    else:
+        return d * feature + attention
+
+
+@triton.jit
+def context_mean(context_grad, context, channels, BLOCK_C: tl.constexpr):
+    """ū = g_ctx·ctx."""
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, channels, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        value = tl.load(context + c, mask=c < channels, other=0.0)
+        total += value * tl.load(context_grad + c, mask=c < channels, other=0.0)
+    return tl.sum(total, axis=0)

@@ -1,0 +1,222 @@
+"""Forward, what needs all of an image: the channel attention, the terms, and what is saved for the backward pass.
+
+    A^C = C·softmax_c(Σp |F|/(P·T))       g_C[c] = A^C_s·(σ - Σ σ·A^C_s/C)/(P·T),  σ = sign(A^C_s - A^C_t)
+    L_fg = Σc A^C_t·Qf    L_bg = Σc A^C_t·Qb/n_bg    L_at = Σc |A^C_s - A^C_t| + Σp |A^S_s - A^S_t|
+    maps: A^S_t·fg, or -A^S_t/n_bg where fg = 0;  g_S[p] = A^S_s·(σ - Σ σ·A^S_s/P)/(C·T);  softmax of both contexts
+
+One program takes a block of pixels, the last of each image takes its channels.
+
+    sums, distances, partials   from merge.py and forward_pass.py
+    mask, outside               from mask.py
+    maps    [level][image][4][P]     in: logits, out: as csrc/include/fgd/layout.h says
+    stats   [level][image][6][C]     out: likewise; without GcBlocks the shift and the contexts are 0
+    terms   [level][image][4]        out: fg, bg, attention, and Σc D2 for the global term
+"""
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .levels import LOG2E, MAPS, STATS, SUMS, image_start, locate, pick
+from .merge import attention_map, sign
+from .pyramid import PIXEL_BLOCK, Grid, Pyramid, power_of_two, scratch
+from .slices import image_softmax, sum_blocks
+
+
+@triton.jit
+def channel_attention(total, c, channels, scale):
+    """A^C (8); `scale`: log2(e)/(P·T)."""
+    z = tl.where(c < channels, total * scale, float("-inf"))
+    e = tl.where(c < channels, tl.exp2(z - tl.max(z, axis=0)), 0.0)
+    return e * (channels / tl.sum(e, axis=0))
+
+
+@triton.jit
+def finish_channels(sums, stats, terms, background, distance, channels, scale, GC: tl.constexpr, BLOCK_C: tl.constexpr):
+    c = tl.arange(0, BLOCK_C)
+    mask = c < channels
+    teacher = channel_attention(tl.load(sums + 5 * channels + c, mask=mask, other=0.0), c, channels, scale)
+    student = channel_attention(tl.load(sums + 4 * channels + c, mask=mask, other=0.0), c, channels, scale)
+    difference = student - teacher
+    mean = tl.sum(sign(difference) * student, axis=0) / channels
+    fg = tl.sum(teacher * tl.load(sums + c, mask=mask, other=0.0), axis=0)
+    bg = tl.sum(teacher * tl.load(sums + channels + c, mask=mask, other=0.0), axis=0)
+    tl.store(terms, fg)
+    tl.store(terms + 1, bg / tl.maximum(background, 1).to(tl.float32))
+    tl.store(terms + 2, tl.sum(tl.abs(difference), axis=0) + distance)
+    tl.store(terms + 3, tl.sum(tl.load(sums + 3 * channels + c, mask=mask, other=0.0), axis=0))
+    tl.store(stats + c, teacher, mask=mask)
+    tl.store(stats + channels + c, student * (sign(difference) - mean) * (scale / LOG2E), mask=mask)
+    tl.store(stats + 2 * channels + c, tl.zeros_like(teacher), mask=mask)
+    tl.store(stats + 3 * channels + c, tl.load(sums + 2 * channels + c, mask=mask, other=0.0), mask=mask)
+    for i in tl.static_range(2):
+        context = tl.zeros_like(teacher)
+        if GC:
+            context = tl.load(sums + (6 + i) * channels + c, mask=mask, other=0.0)
+        tl.store(stats + (4 + i) * channels + c, context, mask=mask)
+
+
+@triton.jit
+def finish_pixels(
+    maps,
+    mask,
+    scalars,
+    size,
+    slices,
+    block,
+    pixels,
+    background,
+    signed,
+    scale,
+    GC: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+    exists = p < pixels
+    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, BLOCK)
+    student = attention_map(maps, scalars, size, slices, 1, p, pixels, BLOCK)
+    fg = tl.load(mask + p, mask=exists, other=0.0)
+    outside = -1.0 / tl.maximum(background, 1).to(tl.float32)
+    tl.store(maps + p, teacher * tl.where(fg > 0, fg, outside), mask=exists)
+    grad = student * (sign(student - teacher) - signed / pixels) * (scale / LOG2E)
+    tl.store(maps + pixels + p, grad, mask=exists)
+    for i in tl.static_range(2, 4):
+        q = tl.zeros_like(teacher)
+        if GC:
+            best, normaliser = image_softmax(scalars, size, slices, i, BLOCK)
+            z = tl.load(maps + i * pixels + p, mask=exists, other=0.0)
+            q = tl.exp2(z - best) * (1.0 / normaliser)
+        tl.store(maps + i * pixels + p, q, mask=exists)
+
+
+_LEVELS = [
+    "first",
+    "parts",
+    "first_slice",
+    "slices",
+    "first_block",
+    "blocks",
+    "channels",
+    "channels_before",
+    "pixels",
+    "pixels_before",
+    "pixel_scales",
+    "channel_scales",
+]
+
+
+@triton.jit(do_not_specialize=[*_LEVELS, "partial_size", "images"])
+def finish(
+    sums,
+    distances,
+    partials,
+    mask,
+    outside,
+    maps,
+    stats,
+    terms,
+    first,
+    parts,
+    first_slice,
+    slices,
+    first_block,
+    blocks,
+    channels,
+    channels_before,
+    pixels,
+    pixels_before,
+    pixel_scales,
+    channel_scales,
+    partial_size,
+    images,
+    GC: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    level, image, part = locate(first, parts)
+    count, size, width = pick(slices, level), pick(pixels, level), pick(channels, level)
+    pixel_blocks = pick(blocks, level)
+    block = pick(first_block, level) + image * pixel_blocks
+    background = sum_blocks(outside + block, 1, pixel_blocks, BLOCK)
+    partial = partials + (pick(first_slice, level) + image * count).to(tl.int64) * partial_size
+    at = image_start(channels_before, channels, level, image)
+    pixel_at = image_start(pixels_before, pixels, level, image)
+    if part < pixel_blocks:
+        finish_pixels(
+            maps + MAPS * pixel_at,
+            mask + pixel_at,
+            partial + SUMS * width,
+            partial_size,
+            count,
+            part,
+            size,
+            background,
+            sum_blocks(distances + 2 * block + 1, 2, pixel_blocks, BLOCK),
+            pick(pixel_scales, level),
+            GC,
+            BLOCK_P,
+            BLOCK,
+        )
+    else:
+        finish_channels(
+            sums + SUMS * at,
+            stats + STATS * at,
+            terms + 4 * (level * images + image),
+            background,
+            sum_blocks(distances + 2 * block, 2, pixel_blocks, BLOCK),
+            width,
+            pick(channel_scales, level),
+            GC,
+            BLOCK_C,
+        )
+
+
+def launch(
+    p: Pyramid,
+    temperatures: tuple[float, float],
+    sums: Tensor,
+    distances: Tensor,
+    partials: Tensor,
+    mask: Tensor,
+    outside: Tensor,
+    maps: Tensor,
+    stats: Tensor,
+) -> Tensor:
+    """The images' terms; `maps` and `stats` become what the backward pass reads."""
+    grid = Grid.of([blocks + 1 for blocks in p.blocks.parts], p.images)
+    terms = scratch(maps, 4 * p.images * len(p.channels))
+    spatial, channel = temperatures
+    finish[(grid.total,)](
+        sums,
+        distances,
+        partials,
+        mask,
+        outside,
+        maps,
+        stats,
+        terms,
+        grid.first,
+        grid.parts,
+        p.slices.first,
+        p.slices.parts,
+        p.blocks.first,
+        p.blocks.parts,
+        p.channels,
+        p.channels_before,
+        p.pixels,
+        p.pixels_before,
+        tuple(math.log2(math.e) / (c * spatial) for c in p.channels),
+        tuple(math.log2(math.e) / (size * channel) for size in p.pixels),
+        p.sum_size,
+        p.images,
+        GC=p.gc,
+        BLOCK_C=power_of_two(max(p.channels)),
+        BLOCK_P=PIXEL_BLOCK,
+        BLOCK=32,
+        num_warps=4,
+    )
+    return terms

@@ -1,0 +1,97 @@
+"""Forward for more channels than a tile holds: as forward_pass.py, but every tile is gone through twice in chunks of
+channels, first for the sums over channels, then (from the cache) for those over pixels, which stay in `partials`.
+
+All groups of pixels have one running maximum here, because sums leave the registers after every tile.
+"""
+
+import triton
+import triton.language as tl
+
+from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes
+from .levels import LOWEST, SUMS
+from .tile import load_tile, pixel_index, pixel_mask, sum_groups, zero_sums
+
+
+@triton.jit
+def add_logits(z, more):
+    found = ()
+    for i in tl.static_range(len(z)):
+        found = found + (z[i] + more[i],)  # noqa: RUF005 - Triton knows no * in a tuple
+    return found
+
+
+@triton.jit
+def load_key(key, c, channels, GC: tl.constexpr):
+    if GC:
+        return tl.load(key + c, mask=c < channels, other=0.0)
+    else:
+        return 0.0
+
+
+@triton.jit
+def rescale(total, index, shrink):
+    """What the older part of a sum is multiplied with when the maximum that it is relative to grows."""
+    factor = 1.0
+    if index < 2:
+        factor = tl.max(shrink[0], axis=0)
+    elif index >= 6:
+        factor = tl.max(shrink[index - 5], axis=0)
+    return total * factor
+
+
+@triton.jit
+def chunked_slice(
+    student,
+    teacher,
+    key_s,
+    key_t,
+    mask,
+    maps,
+    partial,
+    channels,
+    pixels,
+    s_row,
+    t_row,
+    scale,
+    begin,
+    end,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GC: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PART: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    none, zero = tl.zeros((GROUPS,), tl.float32), zero_sums(BLOCK_C, GROUPS, LAYOUT)
+    maxima, normalisers, zeros = (none + LOWEST,) * 2, (none,) * 2, (zero,) * 6
+    if GC:
+        maxima, normalisers, zeros = (none + LOWEST,) * 4, (none,) * 4, (zero,) * 8
+    for first in range(begin, end, GROUPS * PART):
+        p = pixel_index(first, LAYOUT, GROUPS, PART)
+        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
+        nothing = tl.zeros(p.shape, tl.float32)
+        z = (nothing,) * 2
+        if GC:
+            z = (nothing,) * 4
+        for chunk in range(0, channels, BLOCK_C):
+            c = chunk + tl.arange(0, BLOCK_C)
+            s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            wk_s, wk_t = load_key(key_s, c, channels, GC), load_key(key_t, c, channels, GC)
+            z = add_logits(z, logits(s, t, wk_s, wk_t, scale, LAYOUT, GC))
+        store_logits(maps, z, p, exists, pixels)
+        fg = tl.load(mask + p, mask=exists, other=0.0)
+        e, shrink, maxima, normalisers = softmax_steps(z, exists, maxima, normalisers, LAYOUT, GC, True)
+        for chunk in range(0, channels, BLOCK_C):
+            c = chunk + tl.arange(0, BLOCK_C)
+            s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            sums = add_tile(s, t, fg, e, shrink, zeros, LAYOUT, GC)
+            for i in tl.static_range(len(sums)):
+                at = partial + i * channels + c
+                old = tl.load(at, mask=(c < channels) & (first > begin), other=0.0)
+                tl.store(at, rescale(old, i, shrink) + sum_groups(sums[i], LAYOUT), mask=c < channels)
+        tl.debug_barrier()  # the next tile adds to what other threads of this program have stored
+    store_softmaxes(partial + SUMS * channels, maxima, normalisers)

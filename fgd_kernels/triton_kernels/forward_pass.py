@@ -1,0 +1,233 @@
+"""Forward, the one pass over the features. With d = s - t, for every slice of an image's pixels:
+
+    zt[p] = Σc |t|/(C·T)   zs[p] = Σc |s|/(C·T)   ks[p] = Wk_s·s[:,p]   kt[p] = Wk_t·t[:,p]   to `maps`, times log2(e)
+    Qf = Σp fg·exp(zt)·d²   Qb = Σp [fg = 0]·exp(zt)·d²   D1 = Σp d   D2 = Σp d²   Σp |s|   Σp |t|
+    Cs = Σp exp(ks)·s       Ct = Σp exp(kt)·t             and Σp exp(..) of all four               to `partials`
+
+The exponentials are relative to a running maximum of each group of pixels (tile.py), which goes to `partials` too.
+
+    students, teachers   (N, C, H, W) a level, any of the layouts of tile.py
+    keys_s, keys_t       (C,) a level: Wk of the student's and the teacher's GcBlock
+    mask                 [level][image][P]      fg, from mask.py
+    maps                 [level][image][4][P]   zt, zs, ks, kt
+    partials             [program][8·C + 8]     the eight sums, four maxima, four normalisers
+"""
+
+import math
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .forward_chunked import chunked_slice
+from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
+from .levels import LOWEST, MAPS, SUMS, image_start, locate, pick
+from .pyramid import Layouts, Pyramid, scratch
+from .tile import load_tile, pixel_index, pixel_mask, zero_sums
+
+
+@triton.jit
+def forward_slice(
+    student,
+    teacher,
+    key_s,
+    key_t,
+    mask,
+    maps,
+    partial,
+    channels,
+    pixels,
+    s_row,
+    t_row,
+    scale,
+    begin,
+    end,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GC: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PART: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    c = tl.arange(0, BLOCK_C)
+    wk_s, wk_t = 0.0, 0.0
+    if GC:
+        wk_s = tl.load(key_s + c, mask=c < channels, other=0.0)
+        wk_t = tl.load(key_t + c, mask=c < channels, other=0.0)
+    zero = zero_sums(BLOCK_C, GROUPS, LAYOUT)
+    none = tl.zeros((GROUPS,), tl.float32)
+    sums, maxima, normalisers = (zero,) * 6, (none + LOWEST,) * 2, (none,) * 2
+    if GC:
+        sums, maxima, normalisers = (zero,) * 8, (none + LOWEST,) * 4, (none,) * 4
+    for first in range(begin, end, GROUPS * PART):
+        p = pixel_index(first, LAYOUT, GROUPS, PART)
+        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
+        s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+        t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+        z = logits(s, t, wk_s, wk_t, scale, LAYOUT, GC)
+        store_logits(maps, z, p, exists, pixels)
+        fg = tl.load(mask + p, mask=exists, other=0.0)
+        e, shrink, maxima, normalisers = softmax_steps(z, exists, maxima, normalisers, LAYOUT, GC, False)
+        sums = add_tile(s, t, fg, e, shrink, sums, LAYOUT, GC)
+    factors = store_softmaxes(partial + SUMS * channels, maxima, normalisers)
+    store_sums(partial, sums, factors, c, channels, LAYOUT, GC)
+
+
+_LEVELS = [
+    "students",
+    "teachers",
+    "keys_s",
+    "keys_t",
+    "first",
+    "parts",
+    "channels",
+    "pixels",
+    "pixels_before",
+    "s_image",
+    "s_row",
+    "t_image",
+    "t_row",
+    "scales",
+    "kinds",
+]
+
+
+@triton.jit(do_not_specialize=[*_LEVELS, "partial_size"], do_not_specialize_on_alignment=_LEVELS)
+def forward_pass(
+    students,
+    teachers,
+    keys_s,
+    keys_t,
+    mask,
+    maps,
+    partials,
+    first,
+    parts,
+    channels,
+    pixels,
+    pixels_before,
+    s_image,
+    s_row,
+    t_image,
+    t_row,
+    scales,
+    kinds,
+    partial_size,
+    KINDS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GC: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SLICE: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHUNKED: tl.constexpr,
+):
+    level, image, part = locate(first, parts)
+    size, kind = pick(pixels, level), pick(kinds, level)
+    at = image_start(pixels_before, pixels, level, image)
+    student = pick(students, level) + image.to(tl.int64) * pick(s_image, level)
+    teacher = pick(teachers, level) + image.to(tl.int64) * pick(t_image, level)
+    begin = part * SLICE
+    end = tl.minimum(begin + SLICE, size)
+    partial = partials + tl.program_id(0).to(tl.int64) * partial_size
+    key_s, key_t = 0, 0
+    if GC:
+        key_s, key_t = pick(keys_s, level), pick(keys_t, level)
+    # One body for every kind of layout that a level of this launch has.
+    for k in tl.static_range(4):
+        if (KINDS // 2**k) % 2:  # noqa: SIM102 - the outer one is decided by the compiler
+            if kind == k:
+                arguments = (
+                    tl.multiple_of(student, 16) if k % 2 == 0 else student,
+                    tl.multiple_of(teacher, 16) if k % 2 == 0 else teacher,
+                    key_s,
+                    key_t,
+                    mask + at,
+                    maps + MAPS * at,
+                    partial,
+                    pick(channels, level),
+                    size,
+                    pick(s_row, level),
+                    pick(t_row, level),
+                    pick(scales, level),
+                    begin,
+                    end,
+                )
+                if CHUNKED:
+                    chunked_slice(
+                        *arguments,
+                        LAYOUT=k if k < 2 else 2,
+                        ALIGN=ALIGN if k % 2 == 0 else 1,
+                        GC=GC,
+                        BLOCK_C=BLOCK_C,
+                        GROUPS=GROUPS[k],
+                        PART=PARTS[k],
+                        ALL_CHANNELS=ALL_CHANNELS,
+                        WIDE=WIDE,
+                    )
+                else:
+                    forward_slice(
+                        *arguments,
+                        LAYOUT=k if k < 2 else 2,
+                        ALIGN=ALIGN if k % 2 == 0 else 1,
+                        GC=GC,
+                        BLOCK_C=BLOCK_C,
+                        GROUPS=GROUPS[k],
+                        PART=PARTS[k],
+                        ALL_CHANNELS=ALL_CHANNELS,
+                        WIDE=WIDE,
+                    )
+
+
+def launch(
+    p: Pyramid,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    keys: tuple[Sequence[Tensor], Sequence[Tensor]],
+    spatial_temperature: float,
+    mask: Tensor,
+    maps: Tensor,
+) -> Tensor:
+    """The slices' partial sums; logits go to `maps`."""
+    grid, tile = p.slices, p.tile
+    layouts = Layouts.of((students, teachers), tile.align)
+    partials = scratch(mask, grid.total * p.sum_size)
+    forward_pass[(grid.total,)](
+        tuple(students),
+        tuple(teachers),
+        tuple(keys[0]),
+        tuple(keys[1]),
+        mask,
+        maps,
+        partials,
+        grid.first,
+        grid.parts,
+        p.channels,
+        p.pixels,
+        p.pixels_before,
+        layouts.images(0),
+        layouts.rows(0),
+        layouts.images(1),
+        layouts.rows(1),
+        tuple(math.log2(math.e) / (c * spatial_temperature) for c in p.channels),
+        layouts.kinds,
+        p.sum_size,
+        KINDS=layouts.present,
+        ALIGN=tile.align,
+        GC=p.gc,
+        BLOCK_C=tile.block_c,
+        GROUPS=tile.groups,
+        PARTS=tile.parts,
+        SLICE=tile.slice,
+        ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
+        WIDE=layouts.wide,
+        CHUNKED=tile.chunked,
+        num_warps=tile.warps,
+        num_stages=1,
+    )
+    return partials

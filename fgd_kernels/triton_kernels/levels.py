@@ -1,0 +1,45 @@
+"""Device helpers: which level, image and part of an image a program works on.
+
+Every kernel runs all levels and images in one launch. What differs between levels is passed in tuples with one entry
+a level (pointers, strides, sizes: values that the host knows, so that nothing is copied to the device and a CUDA
+graph can record the launch). A level's entry is selected once, at the top of a program.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LOWEST: tl.constexpr = tl.constexpr(-3.0e38)  # below every logit; finite, so that LOWEST - LOWEST is 0
+
+# csrc/include/fgd/layout.h
+MAPS: tl.constexpr = tl.constexpr(4)
+STATS: tl.constexpr = tl.constexpr(6)
+SUMS: tl.constexpr = tl.constexpr(8)
+SOFTMAXES: tl.constexpr = tl.constexpr(4)
+
+
+@triton.jit
+def pick(values, level):
+    """values[level] of a tuple, for a level that is known at run time."""
+    found = values[0]
+    for i in tl.static_range(1, len(values)):
+        found = tl.where(level == i, values[i], found)
+    return found
+
+
+@triton.jit
+def locate(first, parts):
+    """The level, image and part of this program: `first` programs before each level, `parts` of each of its images."""
+    program = tl.program_id(0)
+    level = program * 0
+    for i in tl.static_range(1, len(first)):
+        level += (program >= first[i]).to(tl.int32)
+    local = program - pick(first, level)
+    count = pick(parts, level)
+    return level, local // count, local % count
+
+
+@triton.jit
+def image_start(before, size, level, image):
+    """Where an image's entries start in a flat [level][image][size] buffer; `before`: entries of the levels before."""
+    return pick(before, level).to(tl.int64) + image.to(tl.int64) * pick(size, level)

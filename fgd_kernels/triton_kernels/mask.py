@@ -1,0 +1,96 @@
+"""Masks (2), (3): every pixel's largest box weight, 0 outside all boxes, and how many pixels are outside.
+
+    x0 = floor(x1/w·W)   x1' = ceil(x2/w·W)   y0 = floor(y1/h·H)   y1' = ceil(y2/h·H)
+    weight = 1 / ((y1' + 1 - y0)·(x1' + 1 - x0))
+
+in float32 and in this order of operations, divisions rounded as IEEE says: bit-equal to csrc/include/fgd/mask.h.
+
+    boxes     (M, 4)     x1, y1, x2, y2 in pixels of the image
+    offsets   (N + 1,)   image n owns the boxes offsets[n] .. offsets[n + 1]
+    sizes     (N, 2)     height and width of the image
+    mask      [level][image][P]    out: fg
+    outside   [program]            out: pixels of the program's block that no box covers, int32
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .levels import image_start, locate, pick
+from .pyramid import PIXEL_BLOCK, Pyramid, scratch
+
+
+@triton.jit
+def to_map(x, length, cells):
+    """Clamp a corner to the image and scale it to the map."""
+    return tl.div_rn(tl.minimum(tl.maximum(x, 0.0), length), length) * cells
+
+
+@triton.jit
+def box_weight(boxes, box, h, w, height, width, x, y):
+    """The weight of one box on the pixels (x, y): 0 outside, and for boxes not finite, inverted or off the image."""
+    x1, y1 = tl.load(boxes + 4 * box), tl.load(boxes + 4 * box + 1)
+    x2, y2 = tl.load(boxes + 4 * box + 2), tl.load(boxes + 4 * box + 3)
+    infinity = float("inf")
+    finite = (tl.abs(x1) < infinity) & (tl.abs(y1) < infinity) & (tl.abs(x2) < infinity) & (tl.abs(y2) < infinity)
+    covers = finite & (x1 <= x2) & (y1 <= y2) & (x2 >= 0) & (y2 >= 0) & (x1 <= w) & (y1 <= h)
+    left, right = tl.floor(to_map(x1, w, width)), tl.ceil(to_map(x2, w, width))
+    top, bottom = tl.floor(to_map(y1, h, height)), tl.ceil(to_map(y2, h, height))
+    weight = tl.div_rn(tl.div_rn(1.0, bottom + 1.0 - top), right + 1.0 - left)
+    right = tl.where(covers, right, -1.0)
+    return tl.where((x >= left) & (x <= right) & (y >= top) & (y <= bottom), weight, 0.0)
+
+
+_LEVELS = ["first", "parts", "heights", "widths", "pixels", "pixels_before"]
+
+
+@triton.jit(do_not_specialize=_LEVELS)
+def rasterise(
+    boxes,
+    offsets,
+    sizes,
+    mask,
+    outside,
+    first,
+    parts,
+    heights,
+    widths,
+    pixels,
+    pixels_before,
+    BLOCK: tl.constexpr,
+):
+    level, image, part = locate(first, parts)
+    height, width, size = pick(heights, level), pick(widths, level), pick(pixels, level)
+    p = part * BLOCK + tl.arange(0, BLOCK)
+    exists = p < size
+    x, y = (p % width).to(tl.float32), (p // width).to(tl.float32)
+    h, w = tl.load(sizes + 2 * image), tl.load(sizes + 2 * image + 1)
+    fg = tl.zeros((BLOCK,), tl.float32)
+    for box in range(tl.load(offsets + image), tl.load(offsets + image + 1)):
+        fg = tl.maximum(fg, box_weight(boxes, box, h, w, height.to(tl.float32), width.to(tl.float32), x, y))
+    tl.store(mask + image_start(pixels_before, pixels, level, image) + p, fg, mask=exists)
+    tl.store(outside + tl.program_id(0), tl.sum((exists & (fg == 0)).to(tl.int32), axis=0))
+
+
+def launch(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """fg, and the pixels outside all boxes of every block of pixels."""
+    grid = p.blocks
+    mask = scratch(sizes, p.images * sum(p.pixels))
+    outside = scratch(sizes, grid.total, torch.int32)
+    rasterise[(grid.total,)](
+        boxes,
+        offsets,
+        sizes,
+        mask,
+        outside,
+        grid.first,
+        grid.parts,
+        p.heights,
+        p.widths,
+        p.pixels,
+        p.pixels_before,
+        BLOCK=PIXEL_BLOCK,
+        num_warps=4,
+    )
+    return mask, outside

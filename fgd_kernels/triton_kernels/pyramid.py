@@ -1,0 +1,154 @@
+"""What the host knows of a pyramid: shapes, strides, how the work is cut. Nothing here looks at a tensor's values."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .tiles import ROWS_KINDS, Tile, tile_for
+
+PIXEL_BLOCK = 1024  # pixels of a program of the kernels that work on maps alone
+CHANNEL_BLOCK = 32  # channels of a program of the kernels that work on sums over pixels
+HIDDEN_BLOCK = 16  # rows of a GcBlock's first matrix of a program
+
+
+def before(sizes: Sequence[int], factor: int = 1) -> tuple[int, ...]:
+    """Sums of the sizes before each entry, times a factor."""
+    return tuple(factor * total for total in itertools.accumulate(sizes, initial=0))[:-1]
+
+
+def cut(sizes: Sequence[int], block: int) -> tuple[int, ...]:
+    """How many blocks each size makes."""
+    return tuple(-(-size // block) for size in sizes)
+
+
+def power_of_two(size: int) -> int:
+    """The power of two that is not below a size."""
+    return 1 << (size - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Programs of a launch: `parts` of each image of a level, `first` before the level's, `total` in all."""
+
+    first: tuple[int, ...]
+    parts: tuple[int, ...]
+    total: int
+
+    @classmethod
+    def of(cls, parts: Sequence[int], images: int) -> "Grid":
+        return cls(before(parts, images), tuple(parts), images * sum(parts))
+
+
+@dataclass(frozen=True)
+class Strides:
+    """A level's features in memory, in elements: from image to image, from row to row (see tile.py)."""
+
+    image: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Shapes of all levels, and how they are cut into programs."""
+
+    images: int
+    channels: tuple[int, ...]
+    heights: tuple[int, ...]
+    widths: tuple[int, ...]
+    gc: bool
+    tile: Tile
+
+    @functools.cached_property
+    def pixels(self) -> tuple[int, ...]:
+        return tuple(h * w for h, w in zip(self.heights, self.widths, strict=True))
+
+    @functools.cached_property
+    def pixels_before(self) -> tuple[int, ...]:
+        return before(self.pixels, self.images)
+
+    @functools.cached_property
+    def channels_before(self) -> tuple[int, ...]:
+        return before(self.channels, self.images)
+
+    @functools.cached_property
+    def slices(self) -> Grid:
+        return Grid.of(cut(self.pixels, self.tile.slice), self.images)
+
+    @functools.cached_property
+    def blocks(self) -> Grid:
+        return Grid.of(cut(self.pixels, PIXEL_BLOCK), self.images)
+
+    @property
+    def sum_size(self) -> int:
+        """Entries of a slice's partial sums in the forward pass."""
+        return 8 * max(self.channels) + 8
+
+    @classmethod
+    def of(cls, students: Sequence[Tensor], teachers: Sequence[Tensor], gc: bool) -> "Pyramid":
+        size = max(students[0].element_size(), teachers[0].element_size())
+        channels = tuple(s.shape[1] for s in students)
+        return cls(
+            images=students[0].shape[0],
+            channels=channels,
+            heights=tuple(s.shape[2] for s in students),
+            widths=tuple(s.shape[3] for s in students),
+            gc=gc,
+            tile=tile_for(max(channels), size),
+        )
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Strides of all levels, which of the four kinds of layout (tiles.py) each has, and how far offsets go."""
+
+    strides: tuple[tuple[Strides, ...], ...]  # of student, teacher, and the gradient where there is one
+    kinds: tuple[int, ...]
+    wide: bool
+
+    @property
+    def present(self) -> int:
+        """The set of kinds, as bits."""
+        return sum(1 << kind for kind in set(self.kinds))
+
+    def images(self, which: int) -> tuple[int, ...]:
+        return tuple(s.image for s in self.strides[which])
+
+    def rows(self, which: int) -> tuple[int, ...]:
+        return tuple(s.row for s in self.strides[which])
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[Tensor]], align: int) -> "Layouts":
+        strides, kinds, wide = [], [], False
+        for level in zip(*groups, strict=True):
+            in_rows = all(_pixels_dense(x) for x in level)
+            found = [Strides(x.stride(0), _row_stride(x, in_rows)) for x in level]
+            rows, length = level[0].shape[1], level[0].shape[2] * level[0].shape[3]
+            rows, length = (rows, length) if in_rows else (length, rows)
+            aligned = length % align == 0 and all(
+                x.data_ptr() % 16 == 0 and s.row % align == 0 and s.image % align == 0
+                for x, s in zip(level, found, strict=True)
+            )
+            kinds.append((0 if in_rows else ROWS_KINDS) + (0 if aligned else 1))
+            wide = wide or any((rows + 2048) * s.row + length + 2048 >= 2**31 for s in found)
+            strides.append(found)
+        return cls(tuple(zip(*strides, strict=True)), tuple(kinds), wide)
+
+
+def _pixels_dense(x: Tensor) -> bool:
+    _, _, h, w = x.shape
+    return (w == 1 or x.stride(3) == 1) and (h == 1 or x.stride(2) == w)
+
+
+def _row_stride(x: Tensor, in_rows: bool) -> int:
+    if in_rows:
+        return x.stride(1)
+    return x.stride(3) if x.shape[3] > 1 else x.stride(2)
+
+
+def scratch(like: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory that a later kernel fills; at least one element, so that there is an address."""
+    return torch.empty(max(size, 1), dtype=dtype, device=like.device)

@@ -1,0 +1,39 @@
+"""Device helpers: the softmaxes over pixels of an image, from those of its slices; sums over an image's blocks.
+
+A slice's partial has the eight sums [8][C], four maxima and four normalisers (forward_pass.py). Slices are gone
+through in order, so the result is the same bits whatever runs when.
+"""
+
+import triton
+import triton.language as tl
+
+from .levels import LOWEST, SOFTMAXES
+
+
+@triton.jit
+def image_softmax(scalars, size, slices, index, BLOCK: tl.constexpr):
+    """Maximum and normaliser of one of the four softmaxes; `scalars` points to the first slice's maxima."""
+    rows = tl.arange(0, BLOCK)
+    maximum = tl.full((BLOCK,), LOWEST, tl.float32)
+    for start in range(0, slices, BLOCK):
+        row = (start + rows).to(tl.int64)
+        maximum = tl.maximum(maximum, tl.load(scalars + row * size + index, mask=row < slices, other=LOWEST))
+    best = tl.max(maximum, axis=0)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, slices, BLOCK):
+        row = (start + rows).to(tl.int64)
+        at = scalars + row * size + index
+        maximum = tl.load(at, mask=row < slices, other=LOWEST)
+        total += tl.load(at + SOFTMAXES, mask=row < slices, other=0.0) * tl.exp2(maximum - best)
+    return best, tl.sum(total, axis=0)
+
+
+@triton.jit
+def sum_blocks(at, stride, blocks, BLOCK: tl.constexpr):
+    """Sum of `blocks` numbers that lie `stride` apart."""
+    rows = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), at.dtype.element_ty)
+    for start in range(0, blocks, BLOCK):
+        row = start + rows
+        total += tl.load(at + row * stride, mask=row < blocks, other=0)
+    return tl.sum(total, axis=0)
