@@ -70,7 +70,12 @@ class Problem:
 
     def step(self, contender: str) -> float:
         """Seconds of one forward + backward."""
-        call = {"ours": self._ours, "reference": self._reference, "compiled": self.compiled, "published": self._published}
+        call = {
+            "ours": self._ours,
+            "reference": self._reference,
+            "compiled": self.compiled,
+            "published": self._published,
+        }
         for tensor in (*self.student, *self.criterion.parameters()):
             tensor.grad = None
         start = time.perf_counter()
@@ -94,7 +99,9 @@ class Problem:
         levels = zip(self.student, self.teacher, c.levels, strict=True)
         # Its GcBlock multiplies features and parameters of one dtype.
         return sum(
-            published_loss(s, t, self.boxes, self.sizes, [p.to(s.dtype) for p in level.gc_block()], weights, c.temperature)
+            published_loss(
+                s, t, self.boxes, self.sizes, [p.to(s.dtype) for p in level.gc_block()], weights, c.temperature
+            )
             for s, t, level in levels
         ).float()
 
@@ -158,7 +165,9 @@ def main() -> None:
     """Measure, print, and write CSV and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--contenders", nargs="+", default=["published", "reference", "compiled", "ours"])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each setting")

@@ -52,7 +52,9 @@ def published_transform(context: Tensor, parameters) -> Tensor:
     return F.conv2d(F.relu(hidden), w2, b2)
 
 
-def published_loss(student: Tensor, teacher: Tensor, boxes, image_sizes, gc_block, weights, temperature: float) -> Tensor:
+def published_loss(
+    student: Tensor, teacher: Tensor, boxes, image_sizes, gc_block, weights, temperature: float
+) -> Tensor:
     """One level's weighted loss. `weights` are α, β, γ, λ; `gc_block` as in fgd_kernels.reference.gc_block_pair."""
     alpha, beta, gamma, lambda_ = weights
     n = len(student)

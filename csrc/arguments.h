@@ -25,9 +25,10 @@ inline ScalarType accumulator(const Tensors& student) {
 inline void check_feature(const Tensor& f, const Tensor& like, const Tensor& shape, const char* name, size_t level) {
   STD_TORCH_CHECK(f.dim() == 4 && shape.dim() == 4, name, "[", level, "]: expected 4 dimensions, got ", f.dim());
   for (int d = 0; d < 4; ++d)
-    STD_TORCH_CHECK(f.size(d) == shape.size(d), name, "[", level, "]: expected size ", shape.size(d), " in dimension ", d,
-                    ", got ", f.size(d));
-  STD_TORCH_CHECK(f.size(0) == like.size(0), name, "[", level, "]: expected ", like.size(0), " images, got ", f.size(0));
+    STD_TORCH_CHECK(f.size(d) == shape.size(d), name, "[", level, "]: expected size ", shape.size(d), " in dimension ",
+                    d, ", got ", f.size(d));
+  STD_TORCH_CHECK(f.size(0) == like.size(0), name, "[", level, "]: expected ", like.size(0), " images, got ",
+                  f.size(0));
   STD_TORCH_CHECK(f.size(1) >= 1 && f.size(1) <= kMaxChannels && f.size(2) >= 1 && f.size(3) >= 1 &&
                       f.size(2) * f.size(3) < (int64_t{1} << 30),
                   name, "[", level, "]: expected 1 to ", kMaxChannels, " channels and 1 <= H·W < 2^30");
@@ -59,15 +60,17 @@ inline void check_forward(const Tensors& student, const Tensors& teacher, const 
                   "expected float64 student and teacher features together");
   STD_TORCH_CHECK(gc.empty() || gc.size() == student.size() * kGcBlockSize, "gc_block: expected ",
                   student.size() * kGcBlockSize, " tensors or none, got ", gc.size());
-  STD_TORCH_CHECK(weights.size() == student.size() * 4, "weights: expected ", student.size() * 4, ", got ", weights.size());
+  STD_TORCH_CHECK(weights.size() == student.size() * 4, "weights: expected ", student.size() * 4, ", got ",
+                  weights.size());
   for (size_t level = 0; level < student.size(); ++level) {
     check_feature(student[level], student[0], student[level], "student", level);
     check_feature(teacher[level], teacher[0], student[level], "teacher", level);
     STD_TORCH_CHECK(teacher[level].device() == student[0].device(), "teacher: expected the student's device");
     if (!gc.empty()) check_gc_block(gc, level, student[level].size(1), type);
   }
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && boxes.scalar_type() == ScalarType::Float && boxes.is_contiguous(),
-                  "box_values: expected a contiguous float32 tensor (M, 4)");
+  STD_TORCH_CHECK(
+      boxes.dim() == 2 && boxes.size(1) == 4 && boxes.scalar_type() == ScalarType::Float && boxes.is_contiguous(),
+      "box_values: expected a contiguous float32 tensor (M, 4)");
   STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) == images + 1 && offsets.scalar_type() == ScalarType::Int &&
                       offsets.is_contiguous(),
                   "box_offsets: expected a contiguous int32 tensor (", images + 1, ",)");

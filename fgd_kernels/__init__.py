@@ -6,8 +6,6 @@ from .modules import PRESETS, FeatureLoss, FGDLoss
 from .ops import BackendStatus, backends
 from .version import __version__
 
-
-
 __all__ = [
     "LOSS_NAMES",
     "PRESETS",

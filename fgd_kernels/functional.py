@@ -134,7 +134,9 @@ def _check_level(features: Tensor, name: str, first: Tensor, student: Tensor) ->
     if n != student.shape[0]:
         raise ValueError(f"{name}: expected {student.shape[0]} images, as on the first level, got {n}")
     if not 1 <= c <= ops.MAX_CHANNELS or h < 1 or w < 1:
-        raise ValueError(f"{name}: expected 1 to {ops.MAX_CHANNELS} channels and H, W >= 1, got {tuple(features.shape)}")
+        raise ValueError(
+            f"{name}: expected 1 to {ops.MAX_CHANNELS} channels and H, W >= 1, got {tuple(features.shape)}"
+        )
     if features.device != student.device:
         raise ValueError(f"{name}: expected device {student.device}, as the first level, got {features.device}")
 

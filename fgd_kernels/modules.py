@@ -1,6 +1,7 @@
 """The loss as modules: FGDLoss for a pyramid, FeatureLoss for one level with the published class's interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,13 @@ class FGDLevel(nn.Module):
 
     def reset_parameters(self) -> None:
         """W_k: Kaiming normal over fan_in, bias 0. The last convolutions: 0, so that GcBlocks start as identity."""
-        for mask in (self.conv_mask_s, self.conv_mask_t):
-            nn.init.kaiming_normal_(mask.weight, mode="fan_in", nonlinearity="relu")
-            nn.init.zeros_(mask.bias)
-        for transform in (self.channel_add_conv_s, self.channel_add_conv_t):
-            nn.init.zeros_(transform[-1].weight)
-            nn.init.zeros_(transform[-1].bias)
+        parameters = dict(self.named_parameters())
+        for mask in ("conv_mask_s", "conv_mask_t"):
+            nn.init.kaiming_normal_(parameters[f"{mask}.weight"], mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(parameters[f"{mask}.bias"])
+        for transform in ("channel_add_conv_s", "channel_add_conv_t"):
+            nn.init.zeros_(parameters[f"{transform}.3.weight"])
+            nn.init.zeros_(parameters[f"{transform}.3.bias"])
 
     def aligned(self, features: Tensor, name: str) -> Tensor:
         """The student's features with the teacher's channel count."""
@@ -69,9 +71,9 @@ class FGDLevel(nn.Module):
 
     def gc_block(self) -> list[Tensor]:
         """The 16 tensors of both GcBlocks, in the order of `reference.gc_block_pair`."""
-        pair = (self.channel_add_conv_s, self.channel_add_conv_t)
-        masks = [p for conv in (self.conv_mask_s, self.conv_mask_t) for p in (conv.weight, conv.bias)]
-        return masks + [p for t in pair for part in (t[0], t[1], t[3]) for p in (part.weight, part.bias)]
+        transforms = (self.channel_add_conv_s, self.channel_add_conv_t)
+        layers = [self.conv_mask_s, self.conv_mask_t, *(transform[i] for transform in transforms for i in (0, 1, 3))]
+        return cast(list[Tensor], [parameter for layer in layers for parameter in (layer.weight, layer.bias)])
 
 
 class FGDLoss(nn.Module):
@@ -120,7 +122,7 @@ class FGDLoss(nn.Module):
         self.alpha, self.beta, self.gamma, self.lambda_, self.temperature = chosen.values()
         self.level_weights, self.attention, self.split, self.backend = level_weights, attention, split, backend
         channels = _channels_per_level(student_channels, teacher_channels, num_levels)
-        self.levels = nn.ModuleList(FGDLevel(s, t) for s, t in channels)
+        self.levels: Collection[FGDLevel] = nn.ModuleList(FGDLevel(s, t) for s, t in channels)  # type: ignore[assignment]
 
     def forward(
         self,
@@ -231,7 +233,7 @@ class FeatureLoss(FGDLevel):
             temperature=self.temp,
             backend=self.backend,
         )
-        return torch.stack(list(losses.values())).sum()
+        return torch.stack(list(cast(dict[str, Tensor], losses).values())).sum()
 
 
 def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[int, int]]:

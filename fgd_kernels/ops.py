@@ -130,9 +130,7 @@ def pyramid_loss(
     students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
     accumulator = _accumulator(students, teachers)
     parameters = [p if p.dtype == accumulator else p.to(accumulator) for p in gc_block]
-    out = forward(
-        students, teachers, *boxes, parameters, list(weights), spatial_temperature, channel_temperature
-    )
+    out = forward(students, teachers, *boxes, parameters, list(weights), spatial_temperature, channel_temperature)
     return out[:5]
 
 
@@ -203,10 +201,10 @@ def _reference_backward_kernel(
         ).sum(0)
         wanted = (inputs if need_s else []) + (parameters if need_gc else [])
         found = torch.autograd.grad(terms, wanted, grads, allow_unused=True) if wanted else ()
-    found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
-    found = [g.detach().clone(memory_format=torch.preserve_format) for g in found]
+    dense = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+    copies = [g.detach().clone(memory_format=torch.preserve_format) for g in dense]
     split = len(inputs) if need_s else 0
-    return found[:split], found[split:]
+    return copies[:split], copies[split:]
 
 
 # --- Triton, imported when it is first needed ---------------------------------------------------------------------

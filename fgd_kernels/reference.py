@@ -65,9 +65,7 @@ def box_rectangles(box_values: Tensor, frame: Tensor, height: int, width: int) -
     return torch.where(covers[:, None], corners, nothing), weight
 
 
-def foreground_mask(
-    box_values: Tensor, box_offsets: Tensor, image_sizes: Tensor, height: int, width: int
-) -> Tensor:
+def foreground_mask(box_values: Tensor, box_offsets: Tensor, image_sizes: Tensor, height: int, width: int) -> Tensor:
     """M·S of (2) and (3): each pixel's largest box weight (the smallest box wins), 0 outside all; (N, H, W) float32."""
     images, boxes = image_sizes.shape[0], box_values.shape[0]
     mask = image_sizes.new_zeros((images, height, width), dtype=torch.float32)

@@ -74,7 +74,11 @@ def evaluate(inputs, backend: str, dtype: torch.dtype | None = None, fixed_stude
     student, teacher, boxes, sizes, criterion = inputs
     criterion = copy.deepcopy(criterion)
     if dtype is not None:
-        student, teacher, criterion = [s.to(dtype) for s in student], [t.to(dtype) for t in teacher], criterion.to(dtype)
+        student, teacher, criterion = (
+            [s.to(dtype) for s in student],
+            [t.to(dtype) for t in teacher],
+            criterion.to(dtype),
+        )
     criterion.backend = backend
     leaves = [s.detach().clone(memory_format=torch.preserve_format) for s in student]
     for leaf in leaves:
@@ -103,11 +107,15 @@ def assert_as_reference(case: Case, backend: str, device="cpu") -> None:
     assert ours.keys() == truth.keys()
     size = {name: float(value.norm()) for name, value in truth.items()}
     for name, value in truth.items():
-        eps = EPS[case.student_dtype if name.startswith("student") else torch.promote_types(case.student_dtype, torch.float32)]
+        eps = EPS[
+            case.student_dtype if name.startswith("student") else torch.promote_types(case.student_dtype, torch.float32)
+        ]
         floor = 16 * eps * max(size[name], _cancelling(name, case, inputs[-1], truth))
         allowed = 2 * error(plain[name], value) + floor
         wrong = error(ours[name], value)
-        assert wrong <= allowed, f"{case.name}: {name} is off by {wrong:.3g}, allowed {allowed:.3g}, size {size[name]:.3g}"
+        assert wrong <= allowed, (
+            f"{case.name}: {name} is off by {wrong:.3g}, allowed {allowed:.3g}, size {size[name]:.3g}"
+        )
 
 
 def _cancelling(name: str, case: Case, criterion, truth: dict) -> float:

@@ -57,7 +57,12 @@ def test_presets_are_the_papers():
     assert fgd.PRESETS["two_stage"] == {
         "alpha": 5e-5, "beta": 2.5e-5, "gamma": 5e-5, "lambda_": 5e-7, "temperature": 0.5
     }  # fmt: skip
-    assert [fgd.PRESETS["one_stage_anchor"][k] for k in ("alpha", "beta", "gamma", "lambda_")] == [1e-3, 5e-4, 1e-3, 5e-6]
+    assert [fgd.PRESETS["one_stage_anchor"][k] for k in ("alpha", "beta", "gamma", "lambda_")] == [
+        1e-3,
+        5e-4,
+        1e-3,
+        5e-6,
+    ]
     loss = fgd.FGDLoss(8, 8, preset="one_stage_anchor_free", gamma=8e-4, temperature=0.8)
     assert (loss.alpha, loss.gamma, loss.temperature, len(loss.levels)) == (1.6e-3, 8e-4, 0.8, 5)
 
@@ -76,9 +81,7 @@ def test_terms_sum_to_the_levels_and_level_weights_scale():
     torch.testing.assert_close(weighted, levels / torch.tensor([[63.0], [12.0]]))
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_are_independent_and_equal(copied):
     student, teacher, boxes, sizes = small_inputs()
     loss = fgd.FGDLoss(6, 8, 2)

@@ -115,8 +115,8 @@ static void point_gradient(const Pyramid& p, const ChunkTask& task, const std::v
 
 // ∂L/∂Wk: the chunks' parts, in order. ∂L/∂bk is 0: a shift of all logits changes no softmax.
 template <class A>
-static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks, const std::vector<A>& parts, int stride,
-                          const std::vector<void*>& gc_block) {
+static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks, const std::vector<A>& parts,
+                          int stride, const std::vector<void*>& gc_block) {
   std::vector<double> sum(2 * stride);
   for (size_t i = 0; i < tasks.size(); ++i) {
     const int level = tasks[i].level, C = p.levels[level].channels;

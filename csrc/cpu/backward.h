@@ -15,10 +15,10 @@ namespace fgd::cpu::FGD_ISA {
 
 template <class A>
 struct BackwardScratch {
-  A *u_s, *u_t;         // each [kMaxTilePixels]: u, then q·(u - ū)
-  A *feature, *sign;    // each [kMaxTilePixels]: the factor of d·A^C_t, and g_at·h_S
-  A* context;           // [kMaxTilePixels]: q of the student, 0 past the end of the tile
-  Vec<A>* key_grads;    // [C][2], or as the layout wants it
+  A *u_s, *u_t;       // each [kMaxTilePixels]: u, then q·(u - ū)
+  A *feature, *sign;  // each [kMaxTilePixels]: the factor of d·A^C_t, and g_at·h_S
+  A* context;         // [kMaxTilePixels]: q of the student, 0 past the end of the tile
+  Vec<A>* key_grads;  // [C][2], or as the layout wants it
   BackwardScratch(void* memory, int channels) {
     A* at = static_cast<A*>(memory);
     A** const maps[] = {&u_s, &u_t, &feature, &sign, &context};
@@ -36,12 +36,9 @@ struct ChannelFactors {
 
 template <class A>
 inline ChannelFactors<A> channel_factors(const BackwardChunk<A>& k, int c) {
-  return {k.attention[c],
-          2 * k.grad_global,
-          2 * k.grad_global * k.shift[c],
-          k.grad_attention * k.attention_grad[c],
-          k.context_grad_s[c],
-          k.key_s[c]};
+  return {
+      k.attention[c],      2 * k.grad_global, 2 * k.grad_global * k.shift[c], k.grad_attention * k.attention_grad[c],
+      k.context_grad_s[c], k.key_s[c]};
 }
 
 // From the saved maps and u to a tile's factors.

@@ -39,8 +39,8 @@ struct ForwardChunk {
   A inverse_ct;            // 1 / (C·T): 0 switches spatial attention off
   const A* mask;           // [pixels] fg, and zeros up to the next multiple of 16
   // Results.
-  A* exponentials[kSoftmaxes];          // each [pixels]: exp(logit - maximum of the chunk)
-  A *sums, *maximum, *normaliser;       // [kSums][C], [kSoftmaxes], [kSoftmaxes]
+  A* exponentials[kSoftmaxes];     // each [pixels]: exp(logit - maximum of the chunk)
+  A *sums, *maximum, *normaliser;  // [kSums][C], [kSoftmaxes], [kSoftmaxes]
 };
 
 // Backward, one chunk.
@@ -86,9 +86,7 @@ struct ImageMerge {
   double* terms;             // [kTerms], added to
   double squares;            // out: Σc D2[c]
 
-  FGD_INLINE ChunkSums<A> chunk(int i) const {
-    return ChunkSums<A>::at(chunk_sums + i * chunk_stride, channels);
-  }
+  FGD_INLINE ChunkSums<A> chunk(int i) const { return ChunkSums<A>::at(chunk_sums + i * chunk_stride, channels); }
   FGD_INLINE int end(int i) const { return (i + 1) * kMaxChunkPixels < pixels ? (i + 1) * kMaxChunkPixels : pixels; }
 };
 

@@ -24,7 +24,8 @@ static void rasterise(const Pyramid& p, int level, int image, int first, int cou
 }
 
 template <class A>
-static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps, const std::vector<A>& zeros, void* scratch) {
+static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps, const std::vector<A>& zeros,
+                      void* scratch) {
   const LevelFeatures& level = p.levels[task.level];
   const int first = task.chunk * kMaxChunkPixels, pixels = std::min(kMaxChunkPixels, level.pixels() - first);
   A* mask = static_cast<A*>(scratch);
@@ -56,7 +57,8 @@ struct ImageTerms {
 };
 
 template <class A>
-static ImageTerms merge(const Pyramid& p, int level, int image, A* sums, int64_t stride, A* maps, A* stats, void* scratch) {
+static ImageTerms merge(const Pyramid& p, int level, int image, A* sums, int64_t stride, A* maps, A* stats,
+                        void* scratch) {
   const LevelFeatures& f = p.levels[level];
   A* mask = static_cast<A*>(scratch);
   rasterise(p, level, image, 0, f.pixels(), mask);
@@ -121,19 +123,19 @@ void forward(const Pyramid& p, const Executor& run, A* terms, A* maps, A* stats)
   const int64_t size = ChunkSums<A>::size(C);
   std::vector<A> sums(tasks.size() * size);
   const std::vector<A> zeros(C);
-  run(tasks.size(), kMaxChunkPixels * sizeof(A) + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
-    run_chunk<A>(p, tasks[i], &sums[i * size], maps, zeros, scratch);
-  });
+  run(tasks.size(), kMaxChunkPixels * sizeof(A) + chunk_scratch_bytes(C),
+      [&](int64_t i, void* scratch) { run_chunk<A>(p, tasks[i], &sums[i * size], maps, zeros, scratch); });
 
   std::vector<ImageTerms> images(levels * p.images);
   std::vector<int64_t> first_chunk(levels * p.images);
   int pixels = 0, chunks = 0;
   for (const ChunkTask& task : tasks) first_chunk[task.level * p.images + task.image] = task.index;
   for (const LevelFeatures& f : p.levels) pixels = std::max(pixels, f.pixels()), chunks = std::max(chunks, f.chunks());
-  run(levels * p.images, (pixels + 15) / 16 * 16 * sizeof(A) + merge_scratch_bytes(C, chunks), [&](int64_t i, void* scratch) {
-    const int level = static_cast<int>(i / p.images), image = static_cast<int>(i % p.images);
-    images[i] = merge<A>(p, level, image, &sums[first_chunk[i] * size], size, maps, stats, scratch);
-  });
+  run(levels * p.images, (pixels + 15) / 16 * 16 * sizeof(A) + merge_scratch_bytes(C, chunks),
+      [&](int64_t i, void* scratch) {
+        const int level = static_cast<int>(i / p.images), image = static_cast<int>(i % p.images);
+        images[i] = merge<A>(p, level, image, &sums[first_chunk[i] * size], size, maps, stats, scratch);
+      });
   if (!p.gc_block.empty()) global_terms<A>(p, run, stats, images);
 
   for (int level = 0; level < levels; ++level)

@@ -2,7 +2,8 @@
 //
 //   1. per pixel    Σc |t|, Σc |s|, Σc Wk_s·s, Σc Wk_t·t                     the tile comes from memory, once
 //   2. per pixel    exp of the four logits against running maxima, mask weights
-//   3. per channel  Qf, Qb, D1, D2, Σ|s|, Σ|t|, Σ e·s, Σ e·t                 the tile is in cache; the next one is on its way
+//   3. per channel  Qf, Qb, D1, D2, Σ|s|, Σ|t|, Σ e·s, Σ e·t                 the tile is in cache; the next one is on
+//   its way
 #pragma once
 
 #include "tile.h"

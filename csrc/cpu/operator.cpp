@@ -82,7 +82,8 @@ static Pyramid pyramid_of(const Tensors& student, const Tensors& teacher, const 
   p.images = static_cast<int>(student[0].size(0));
   p.student_type = dtype_of(student[0]);
   p.teacher_type = dtype_of(teacher[0]);
-  for (size_t level = 0; level < student.size(); ++level) p.levels.push_back(level_of(student[level], teacher[level], level));
+  for (size_t level = 0; level < student.size(); ++level)
+    p.levels.push_back(level_of(student[level], teacher[level], level));
   p.boxes = static_cast<const float*>(boxes.const_data_ptr());
   p.box_offsets = static_cast<const int32_t*>(offsets.const_data_ptr());
   p.image_sizes = static_cast<const float*>(sizes.const_data_ptr());
@@ -101,7 +102,8 @@ static void run(int64_t count, size_t scratch_bytes, const Task& task) {
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, (scratch_bytes + 127) / 64 * 64), &std::free);
+    std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, (scratch_bytes + 127) / 64 * 64),
+                                                        &std::free);
     STD_TORCH_CHECK(scratch, "out of memory: ", scratch_bytes, " bytes of scratch");
     for (int64_t i = next++; i < count; i = next++) task(i, scratch.get());
   });
@@ -119,7 +121,8 @@ static ForwardResult run_forward(const Pyramid& p, const Tensors& student) {
   const int64_t levels = static_cast<int64_t>(p.levels.size());
   auto empty = [&](std::vector<int64_t> shape) { return torch::stable::new_empty(student[0], shape, type); };
   const LevelFeatures& last = p.levels.back();
-  Tensor terms = empty({levels, kTerms}), maps = empty({total(p, &Pyramid::maps_offset, int64_t{kMaps} * last.pixels())});
+  Tensor terms = empty({levels, kTerms}),
+         maps = empty({total(p, &Pyramid::maps_offset, int64_t{kMaps} * last.pixels())});
   Tensor stats = empty({total(p, &Pyramid::stats_offset, int64_t{kStats} * last.channels)});
   A* values = static_cast<A*>(terms.mutable_data_ptr());
   forward<A>(p, run, values, static_cast<A*>(maps.mutable_data_ptr()), static_cast<A*>(stats.mutable_data_ptr()));
@@ -132,8 +135,8 @@ static ForwardResult run_forward(const Pyramid& p, const Tensors& student) {
   return {sums[0], sums[1], sums[2], sums[3], terms, maps, stats};
 }
 
-static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, Tensor offsets, Tensor sizes, Tensors gc,
-                                std::vector<double> weights, double spatial, double channel) {
+static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, Tensor offsets, Tensor sizes,
+                                Tensors gc, std::vector<double> weights, double spatial, double channel) {
   const Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
   return p.student_type == kFloat64 ? run_forward<double>(p, student) : run_forward<float>(p, student);
 }

@@ -21,7 +21,8 @@ std::vector<ChunkTask> chunk_tasks(const Pyramid& pyramid) {
   for (int level = 0; level < static_cast<int>(pyramid.levels.size()); ++level)
     for (int image = 0; image < pyramid.images; ++image) {
       const int64_t first = static_cast<int64_t>(tasks.size());
-      for (int chunk = 0; chunk < pyramid.levels[level].chunks(); ++chunk) tasks.push_back({level, image, chunk, first});
+      for (int chunk = 0; chunk < pyramid.levels[level].chunks(); ++chunk)
+        tasks.push_back({level, image, chunk, first});
     }
   return tasks;
 }

@@ -29,9 +29,9 @@ struct Pyramid {
   int images;
   DType student_type, teacher_type;
   std::vector<LevelFeatures> levels;
-  const float* boxes;         // [M][4]
-  const int32_t* box_offsets;  // [N + 1]
-  const float* image_sizes;   // [N][2]
+  const float* boxes;                 // [M][4]
+  const int32_t* box_offsets;         // [N + 1]
+  const float* image_sizes;           // [N][2]
   std::vector<const void*> gc_block;  // [levels][kGcTensors], or empty
   std::vector<int> gc_hidden;         // [levels][2], or empty
   std::vector<double> weights;        // [levels][kTerms]
@@ -79,7 +79,8 @@ template <class A>
 GcTransform<A> gc_transform(const Pyramid& p, int level, bool teacher) {
   const void* const* t = &p.gc_block[level * kGcTensors + (teacher ? 10 : 4)];
   auto at = [&](int i) { return static_cast<const A*>(t[i]); };
-  return {p.images, p.levels[level].channels, p.gc_hidden[2 * level + teacher], at(0), at(1), at(2), at(3), at(4), at(5)};
+  return {p.images, p.levels[level].channels, p.gc_hidden[2 * level + teacher], at(0), at(1), at(2), at(3), at(4),
+          at(5)};
 }
 
 // A pointer to Wk, or to zeros where there is no GcBlock.

@@ -290,7 +290,7 @@ inline void sum_lanes_of_8<float>(const Vec<float>* v, float* out) {
 // Taylor-like polynomial of Cephes. Relative error below 2e-7; results below the smallest normal number are 0.
 inline Vec<float> exponential(Vec<float> x) {
   const Vec<float> low = broadcast(-87.3365f), high = broadcast(88.7228f);
-  const Bits<float> underflow = x < low, overflow = x > high;
+  const Bits<float> underflow = x<low, overflow = x> high;
   const Vec<float> clamped = select<float>(underflow, low, select<float>(overflow, high, x));
   const Vec<float> shifted = clamped * 1.44269504088896341f + 12582912.f;  // 1.5·2^23: rounds to an integer
   const Vec<float> n = shifted - 12582912.f;

@@ -23,12 +23,12 @@ enum Map : int {
 
 // Per channel, saved.
 enum Stat : int {
-  kStatAttention,    // A^C_t[c]
+  kStatAttention,      // A^C_t[c]
   kStatAttentionGrad,  // gradient of Σc |A^C_s - A^C_t| with respect to Σp |s[c,p]|
-  kStatShift,        // r[c] = v_s[c] - v_t[c]
-  kStatShiftGrad,    // gradient of L_gl with respect to r[c]
-  kStatContextS,     // ctx_s[c]
-  kStatContextT,     // ctx_t[c]
+  kStatShift,          // r[c] = v_s[c] - v_t[c]
+  kStatShiftGrad,      // gradient of L_gl with respect to r[c]
+  kStatContextS,       // ctx_s[c]
+  kStatContextT,       // ctx_t[c]
   kStats
 };
 

@@ -26,8 +26,8 @@ struct Rectangle {
 FGD_HOST_DEVICE Rectangle box_rectangle(const float* box, float h, float w, int H, int W) {
   const float x1 = box[0], y1 = box[1], x2 = box[2], y2 = box[3];
   // Each comparison is false for NaN; infinities fail one of the last four or are caught by fabs.
-  const bool covers = x1 <= x2 && y1 <= y2 && x2 >= 0.f && y2 >= 0.f && x1 <= w && y1 <= h &&
-                      fabsf(x1) < INFINITY && fabsf(y1) < INFINITY && fabsf(x2) < INFINITY && fabsf(y2) < INFINITY;
+  const bool covers = x1 <= x2 && y1 <= y2 && x2 >= 0.f && y2 >= 0.f && x1 <= w && y1 <= h && fabsf(x1) < INFINITY &&
+                      fabsf(y1) < INFINITY && fabsf(x2) < INFINITY && fabsf(y2) < INFINITY;
   if (!covers) return {1, 1, 0, 0, 0.f};
   const float left = floorf(fminf(fmaxf(x1, 0.f), w) / w * W), right = ceilf(fminf(fmaxf(x2, 0.f), w) / w * W);
   const float top = floorf(fminf(fmaxf(y1, 0.f), h) / h * H), bottom = ceilf(fminf(fmaxf(y2, 0.f), h) / h * H);

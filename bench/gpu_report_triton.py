@@ -1,0 +1,208 @@
+"""What the compilers make of the Triton kernels, on a machine without a GPU: registers, spills, shared memory, loads.
+
+    python bench/gpu_report_triton.py                 a table on the screen
+    python bench/gpu_report_triton.py --json FILE     the same rows, to a file
+    python bench/gpu_report_triton.py --targets 90 gfx942 --features bfloat16
+
+The launchers run as they are, on CPU tensors, with Triton's launch replaced by one that keeps what it was called with; the
+kernels are then compiled for the target from exactly those arguments. Nothing here measures time.
+"""
+
+import argparse
+import contextlib
+import inspect
+import itertools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from fgd_kernels import triton_kernels
+from fgd_kernels.triton_kernels import tiles
+
+TARGETS = {
+    **{str(arch): GPUTarget("cuda", arch, 32) for arch in (75, 80, 90, 100, 120)},
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx1100": GPUTarget("hip", "gfx1100", 32),
+}
+SHORT_OF_REGISTERS = ("100", "gfx1100")  # what tiles.short_of_registers says of these
+_TOOLS = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
+_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+_OPTIONS = ("num_warps", "num_stages")
+
+
+class Launch(NamedTuple):
+    """One call of a kernel, as the launcher made it."""
+
+    kernel: JITFunction
+    arguments: dict
+    options: dict
+    programs: int
+
+
+@contextlib.contextmanager
+def instead_of_launching(run: Callable[[Launch], None]):
+    """Within, whatever would launch a Triton kernel calls `run` instead."""
+
+    def replaced(kernel, *args, grid, warmup, **kwargs):
+        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        bound = inspect.signature(kernel.fn).bind(*args, **kwargs)
+        run(Launch(kernel, dict(bound.arguments), options, grid[0]))
+
+    original = JITFunction.run
+    JITFunction.run = replaced
+    try:
+        yield
+    finally:
+        JITFunction.run = original
+
+
+def source_of(launch: Launch) -> ASTSource:
+    """What Triton would compile for these arguments."""
+    signature, constants, attributes = {}, {}, {}
+    for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values(), strict=True)):
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        else:
+            special = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
+            signature[parameter.name] = _type_of(value, (index,), special, attributes)
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def _type_of(value, path: tuple[int, ...], special: bool, attributes: dict):
+    if isinstance(value, tuple):
+        return tuple(_type_of(v, (*path, i), special, attributes) for i, v in enumerate(value))
+    if isinstance(value, torch.Tensor):
+        if special and value.data_ptr() % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_for(launch: Launch, target: GPUTarget):
+    """The compiled kernel: `.asm`, `.metadata`."""
+    return triton.compile(source_of(launch), target=target, options=launch.options)
+
+
+def resources(compiled, target: GPUTarget) -> dict:
+    """Registers, spills (bytes of stack, or of vector registers spilled), shared memory, global loads by width."""
+    if target.backend == "hip":
+        text = compiled.asm["amdgcn"]
+        found = {name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count")}
+        loads = re.findall(r"\b(?:global|buffer)_load_(\w+)", text)
+        return _row(found["vgpr_count"], found["vgpr_spill_count"], compiled, loads, text.count("scratch_"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    return _row(registers, stack, compiled, re.findall(r"\bLDG\.E([.\w]*)", code), spills)
+
+
+def _row(registers: int, stack: int, compiled, loads: list[str], spills: int) -> dict:
+    widths = {width or "32": loads.count(width) for width in sorted(set(loads))}
+    return {
+        "registers": registers,
+        "spilled": stack,
+        "spill_instructions": spills,
+        "shared": compiled.metadata.shared,
+        "loads": widths,
+    }
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def launches(
+    student_dtype: torch.dtype,
+    teacher_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    channels: int = 256,
+    sizes=((32, 32), (16, 16), (8, 8), (5, 5), (3, 3)),
+    gc: bool = True,
+    target: str = "90",
+) -> list[Launch]:
+    """Every launch of a forward and a backward pass over a pyramid of that kind, two images, on that target."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def maps(dtype):
+        return [torch.zeros(2, channels, h, w, dtype=dtype).contiguous(memory_format=layout) for h, w in sizes]
+
+    student, teacher = maps(student_dtype), maps(teacher_dtype or student_dtype)
+    boxes, offsets = torch.zeros(1, 4), torch.tensor([0, 1, 1], dtype=torch.int32)
+    shared = (student, teacher, boxes, offsets, torch.ones(2, 2), _gc_block(channels, len(sizes)) if gc else [])
+    settings = ([1.0] * 4 * len(sizes), 0.5, 0.5)
+    made: list[Launch] = []
+    with instead_of_launching(made.append), _device(target):
+        *_, saved_maps, stats = triton_kernels.forward(*shared, *settings)
+        triton_kernels.backward(torch.ones(4), *shared, *settings, saved_maps, stats, True, gc)
+    return made
+
+
+@contextlib.contextmanager
+def _device(target: str):
+    original = tiles.short_of_registers
+    tiles.short_of_registers = lambda device: target in SHORT_OF_REGISTERS
+    try:
+        yield
+    finally:
+        tiles.short_of_registers = original
+
+
+def _gc_block(channels: int, levels: int) -> list[torch.Tensor]:
+    hidden = max(channels // 2, 1)
+    keys = [torch.zeros(1, channels, 1, 1), torch.zeros(1)] * 2
+    net = [torch.zeros(*shape) for shape in ((hidden, channels), (hidden,), (hidden,), (hidden,), (channels, hidden))]
+    return (keys + (net + [torch.zeros(channels)]) * 2) * levels
+
+
+def report(targets: list[str], features: list[str], layouts: list[str], channels: int, every_kernel: bool) -> list[dict]:
+    """One row a kernel, target, type of features and layout; the passes over the features, or every kernel."""
+    rows = []
+    for feature, layout, target in itertools.product(features, layouts, targets):
+        kind = {"features": feature, "layout": layout, "channels": channels}
+        last = layout == "channels_last"
+        for launch in launches(getattr(torch, feature), channels_last=last, channels=channels, target=target):
+            name = launch.kernel.fn.__name__
+            if every_kernel or name.endswith("_pass"):
+                found = resources(compile_for(launch, TARGETS[target]), TARGETS[target])
+                rows.append({"kernel": name, "target": target} | kind | {"warps": launch.options["num_warps"]} | found)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--features", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--layouts", nargs="+", default=["contiguous", "channels_last"])
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--every-kernel", action="store_true", help="not only the passes over the features")
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args()
+    rows = report(options.targets, options.features, options.layouts, options.channels, options.every_kernel)
+    for row in rows:
+        print(*(f"{key}={value}" for key, value in row.items()))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
