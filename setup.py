@@ -55,13 +55,13 @@ class CMakeBuild(build_ext):
         target = pathlib.Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         note = target.with_suffix(".missing.txt")
-        for old in (target, note):
-            old.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
         lacking = missing()
         if lacking:
             if os.environ.get("FGD_REQUIRE_NATIVE") == "1":
                 raise RuntimeError(f"FGD_REQUIRE_NATIVE=1, but {lacking}")
             print(f"fgd_kernels: pure-Python install, {lacking}", file=sys.stderr)
+            target.unlink(missing_ok=True)
             note.write_text(lacking)
             return
         self.run_cmake(target)
@@ -74,7 +74,9 @@ class CMakeBuild(build_ext):
         # A cache made by another CMake or for another torch would only be in the way.
         subprocess.run([tool("cmake"), "--fresh", "-S", ROOT, "-B", build, *arguments], check=True)
         subprocess.run([tool("cmake"), "--build", build, "--target", "_C", "--parallel"], check=True)
-        shutil.copyfile(build / "_C.so", target)
+        fresh = target.with_suffix(".new")  # then renamed: a process that has the old library loaded keeps it
+        shutil.copyfile(build / "_C.so", fresh)
+        os.replace(fresh, target)
 
     def get_outputs(self):
         return [path for path in super().get_outputs() if os.path.exists(path)] if missing() else super().get_outputs()

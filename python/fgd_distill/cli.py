@@ -1,0 +1,89 @@
+"""The command ``fgd-distill``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+
+from .data import CocoDataModule
+from .digits import make_digits
+from .export import export_student
+from .training import DetectionModule
+
+CONFIGS = Path(__file__).parent / "configs"
+TOOLS: dict[str, Callable[..., object]] = {"make-digits": make_digits, "export-student": export_student}
+USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --help lists them)
+
+  fit             trains a detector, alone or with a teacher
+  validate        evaluates a checkpoint by COCO metrics
+  make-digits     makes the digits data set
+  export-student  writes the student of a checkpoint as a plain state dict
+
+fit and validate take --config FILE, more than once: later files and options win. Files shipped with the package are
+found by their names: {configs}
+"""
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with the two commands that train and evaluate."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+
+
+def run(args: Sequence[str]) -> LightningCLI:
+    """Runs ``fit`` or ``validate`` with these arguments and returns the CLI, which has ``trainer`` and ``model``."""
+    with warnings.catch_warnings():
+        # It warns of args beside a command line. Here they are the command line, or a script's own call.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        return DistillCLI(
+            DetectionModule,
+            CocoDataModule,
+            args=[_package_config(arg) for arg in args],
+            trainer_defaults={"callbacks": [Timer()]},
+            seed_everything_default=0,
+            # Only a training owns its folder: validating with other options must not replace its config.yaml.
+            save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+        )
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Args:
+        args: the command and its options; None takes the process's.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE.format(configs=", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))))
+        return
+    command, options = args[0], args[1:]
+    if command in TOOLS:
+        auto_cli(TOOLS[command], args=options)
+    elif command in DistillCLI.subcommands():
+        run(args)
+    else:
+        expected = ", ".join([*DistillCLI.subcommands(), *TOOLS])
+        sys.exit(f"fgd-distill: expected one of the commands {expected}; got {command!r}")
+
+
+def _package_config(arg: str) -> str:
+    """The shipped configuration called ``arg``, unless the user has a file of that name; else ``arg`` itself."""
+    option, equals, value = arg.rpartition("=")
+    shipped = CONFIGS / value
+    if value.endswith((".yaml", ".yml")) and not Path(value).is_file() and shipped.is_file():
+        return f"{option}{equals}{shipped}"
+    return arg
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Trains the digits student with and without its teacher and prints what each gained: ``python -m fgd_distill.demo``.
+
+Every training is a ``fgd-distill fit`` with the configurations of this package; nothing here is special to the demo
+but the comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.cli import LightningCLI
+
+from .cli import run
+from .digits import make_digits
+from .export import export_student
+from .models import PACKAGE_WEIGHTS
+from .profiling import StepCost, measure_step
+from .report import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv
+from .summary import write_summary
+
+STEPS = 600
+INHERIT, FGD = ("--config", "digits_inherit.yaml"), ("--config", "digits_fgd.yaml")
+# What is laid over digits_student.yaml.
+METHODS = {
+    "alone": (),
+    "inherited": INHERIT,
+    "FGD": FGD,
+    FULL: (*INHERIT, *FGD),
+}
+SHOWN = ("alone", "inherited", FULL)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point; ``--help`` lists the options."""
+    options = _parse(args)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    data = make_digits(options.data)
+    if options.train_teacher:
+        train_teacher(data)
+    command = shlex.join(["python", "-m", "fgd_distill.demo", *(sys.argv[1:] if args is None else args)])
+    rows = [evaluate_teacher(data)]
+    for seed in options.seeds:
+        rows += compare(data, seed, options)
+        if options.output:  # after each seed, so that a long comparison that is cut short is not lost
+            write_csv(rows, options.output, command)
+            if options.all:
+                write_summary(options.output)
+    print_table(rows)
+    if options.output:
+        print(f"\nwrote {options.output}")
+
+
+def _parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fgd_distill.demo", description=__doc__)
+    parser.add_argument("--data", default="data/digits", help="folder of the digits data set; made if missing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one comparison for each (default: 0)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps of a student (default: {STEPS})")
+    parser.add_argument("--all", action="store_true", help="also FGD without inheriting, and a plain run of equal time")
+    parser.add_argument("--output", default="runs/digits_demo.csv", help="CSV file; '' writes none")
+    parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0 leaves its choice")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load images (default: 1)")
+    parser.add_argument("--train-teacher", action="store_true", help="retrain the shipped teacher first (about 35 min)")
+    return parser.parse_args(args)
+
+
+def train_teacher(data: Path) -> None:
+    """Trains the digits teacher and replaces the shipped weights."""
+    cli = run(["fit", "--config", "digits_teacher.yaml", f"--data.root={data}"])
+    checkpoint = Path(cli.trainer.default_root_dir) / "teacher.ckpt"
+    cli.trainer.save_checkpoint(checkpoint)
+    export_student(str(checkpoint), str(PACKAGE_WEIGHTS / "digits_teacher.pt"), dtype="float16")
+
+
+def evaluate_teacher(data: Path) -> Row:
+    """The shipped teacher's metrics on the validation images."""
+    cli = run(
+        [
+            "validate",
+            "--config=digits_teacher.yaml",
+            "--model.student.weights=package:digits_teacher.pt",
+            f"--data.root={data}",
+            "--trainer.logger=false",
+            "--verbose=false",
+        ]
+    )
+    return row_of("teacher", None, 0, cli)
+
+
+def compare(data: Path, seed: int, options: argparse.Namespace) -> list[Row]:
+    """One student for each method, with the same initialisation, images and number of steps."""
+    rows, cost = [], None
+    for method in METHODS if options.all else SHOWN:
+        print(f"\n{method}, seed {seed}", flush=True)
+        cli = fit(data, seed, options.steps, METHODS[method], options.workers)
+        cost = step_cost(cli)
+        rows.append(row_of(method, seed, options.steps, cli, seconds(cli), cost))
+        print(f"AP {rows[-1].metrics['AP']:.1f} after {rows[-1].seconds:.0f} s")
+    if options.all and cost is not None:
+        # What the distilled student's time buys without a teacher. From steps timed in turn, not from the two runs'
+        # wall times: those also tell what else the machine did meanwhile.
+        steps = round(options.steps * cost.step / cost.student)
+        print(f"\n{EQUAL_TIME}, seed {seed}: {steps} steps", flush=True)
+        cli = fit(data, seed, steps, (), options.workers)
+        rows.append(row_of(EQUAL_TIME, seed, steps, cli, seconds(cli)))
+    return rows
+
+
+def fit(data: Path, seed: int, steps: int, overlay: Sequence[str], workers: int) -> LightningCLI:
+    """One training of the student through the command line's path, validated at its end."""
+    return run(
+        [
+            "fit",
+            "--config=digits_student.yaml",
+            *overlay,
+            f"--seed_everything={seed}",
+            f"--data.root={data}",
+            f"--data.seed={seed}",
+            f"--data.num_workers={workers}",
+            f"--trainer.max_steps={steps}",
+            f"--trainer.val_check_interval={steps}",
+            f"--model.lr_scheduler.init_args.total_steps={steps}",
+            "--trainer.enable_checkpointing=false",
+        ]
+    )
+
+
+def seconds(cli: LightningCLI) -> float:
+    """Training time without the validation inside it."""
+    timer = next(callback for callback in cli.trainer_defaults["callbacks"] if isinstance(callback, Timer))
+    return timer.time_elapsed("train") - timer.time_elapsed("validate")
+
+
+def step_cost(cli: LightningCLI) -> StepCost | None:
+    """What a step of this training cost; None without distillation."""
+    if cli.model.distiller is None:
+        return None
+    return measure_step(cli.model.distiller, next(iter(cli.datamodule.train_dataloader())))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of loader processes
+    main()

@@ -1,0 +1,115 @@
+"""COCO box metrics by pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torchvision.ops import box_convert
+
+# In the order of COCOeval.stats: average precision over IoU 0.50:0.95, at 0.50, at 0.75, by object area (small below
+# 32 x 32 pixels, large above 96 x 96), then average recall with 1, 10 and 100 detections an image and by object area.
+METRICS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR_1",
+    "AR_10",
+    "AR",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+
+
+class CocoBoxEvaluator:
+    """Collects predictions of one pass over a data set and computes its COCO box metrics, over all processes.
+
+    Args:
+        ground_truth: the annotations, as ``CocoFolder.coco`` holds them.
+    """
+
+    def __init__(self, ground_truth: COCO) -> None:
+        self.ground_truth = ground_truth
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all predictions."""
+        self._results: dict[int, list[dict[str, Any]]] = {}
+
+    def update(self, predictions: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int]) -> None:
+        """Adds the detections of some images.
+
+        Args:
+            predictions: one mapping an image: ``boxes`` (k, 4) xyxy in pixels of the image as stored on disk,
+                ``scores`` (k,), ``labels`` (k,) category ids.
+            image_ids: the images' COCO ids.
+
+        Raises:
+            ValueError: the lengths differ, or the annotations do not have an image.
+        """
+        if len(predictions) != len(image_ids):
+            raise ValueError(f"expected one image id a prediction, got {len(image_ids)} for {len(predictions)}")
+        for prediction, image_id in zip(predictions, image_ids, strict=True):
+            if image_id not in self.ground_truth.imgs:
+                raise ValueError(f"image_id: expected an image of the annotation file, got {image_id}")
+            # By id: a distributed sampler repeats images to fill the last batch, which must not count twice.
+            self._results[int(image_id)] = coco_results(int(image_id), prediction)
+
+    def compute(self) -> dict[str, float]:
+        """The metrics named in ``METRICS`` over the images seen, in percent.
+
+        Metrics without any object (no large ones, say) are nan.
+        """
+        results = _gather(self._results)
+        if not results:
+            raise RuntimeError("no image was evaluated: call update() before compute()")
+        flat = [detection for detections in results.values() for detection in detections]
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and its table
+            evaluation = COCOeval(self.ground_truth, _detections(self.ground_truth, flat), "bbox")
+            evaluation.params.imgIds = sorted(results)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        # COCOeval marks a metric without objects by -1.
+        return {
+            name: float("nan") if value < 0 else 100 * float(value)
+            for name, value in zip(METRICS, evaluation.stats, strict=True)
+        }
+
+
+def coco_results(image_id: int, prediction: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """One image's detections as COCO's result format has them (xywh boxes)."""
+    boxes = box_convert(prediction["boxes"].detach().float().cpu(), "xyxy", "xywh").tolist()
+    rows = zip(boxes, prediction["scores"].tolist(), prediction["labels"].tolist(), strict=True)
+    return [
+        {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score} for box, score, label in rows
+    ]
+
+
+def _detections(ground_truth: COCO, results: list[dict[str, Any]]) -> COCO:
+    if results:
+        return ground_truth.loadRes(results)
+    nothing = COCO()  # loadRes does not take an empty list; a detector that finds nothing has an AP of 0, not an error
+    nothing.dataset = {**ground_truth.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
+def _gather(results: dict[int, list]) -> dict[int, list]:
+    """The results of all processes, equal on each."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return results
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, results)
+    return {image_id: detections for part in parts for image_id, detections in part.items()}

@@ -1,0 +1,76 @@
+"""Starting a student from its teacher's neck and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from .adapters import adapter_for
+
+
+@dataclass
+class InheritReport:
+    """What ``inherit`` did, by the names of state-dict entries.
+
+    Args:
+        loaded: entries copied from the teacher.
+        mismatched: entries of both, with the student's and the teacher's shape, which differ; left as they were.
+        skipped: entries that only one of the two has; left as they were.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.mismatched)} mismatched, {len(self.skipped)} skipped"
+        lines = [f"inherited {len(self.loaded)} tensors from the teacher, {counts}"]
+        lines += [f"  mismatched {name}: student {ours}, teacher {theirs}" for name, ours, theirs in self.mismatched]
+        lines += [f"  skipped    {name}" for name in self.skipped]
+        return "\n".join(lines)
+
+
+def inherit(
+    student: nn.Module, teacher: nn.Module, modules: Sequence[str] | None = None, verbose: bool = True
+) -> InheritReport:
+    """Initialises the student's neck and head with the teacher's.
+
+    Args:
+        student: changed in place.
+        teacher: only read.
+        modules: names of the submodules to inherit; None takes the neck and head that the detectors' adapter names.
+        verbose: whether to print the report.
+
+    Returns:
+        what was loaded, mismatched and skipped.
+
+    Raises:
+        ValueError: nothing was loaded: the detectors have no such modules in common.
+    """
+    wanted = tuple(adapter_for(student).neck_and_head if modules is None else modules)
+    ours, theirs = (_entries(model, wanted) for model in (student, teacher))
+    report = InheritReport(skipped=sorted(ours.keys() ^ theirs.keys()))
+    with torch.no_grad():
+        for name in sorted(ours.keys() & theirs.keys()):
+            if ours[name].shape == theirs[name].shape:
+                ours[name].copy_(theirs[name])
+                report.loaded.append(name)
+            else:
+                report.mismatched.append((name, tuple(ours[name].shape), tuple(theirs[name].shape)))
+    if not report.loaded:
+        raise ValueError(f"nothing could be inherited from the modules {list(wanted)}:\n{report}")
+    if verbose:
+        print(report)
+    return report
+
+
+def _entries(model: nn.Module, modules: Sequence[str]) -> dict[str, torch.Tensor]:
+    """State-dict entries under ``modules``; they share memory with the model."""
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if any(name == module or name.startswith(f"{module}.") for module in modules)
+    }

@@ -1,0 +1,92 @@
+"""Reading what modules inside a network return, by their names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """The submodule called ``name``.
+
+    Raises:
+        ValueError: there is none; the message lists names that come close.
+    """
+    modules = dict(model.named_modules())
+    if name not in modules or name == "":
+        names = [candidate for candidate in modules if candidate]
+        close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
+        raise ValueError(f"layer: {type(model).__name__} has no module {name!r}; close names are {close}")
+    return modules[name]
+
+
+def feature_list(output: Any, name: str) -> list[Tensor]:
+    """The feature maps in a module's output: a tensor (N, C, H, W), or a dict, list or tuple of them.
+
+    Raises:
+        TypeError, ValueError: the output of layer ``name`` is something else.
+    """
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    values = [values] if isinstance(values, Tensor) else values
+    if not isinstance(values, Sequence) or not all(isinstance(value, Tensor) for value in values):
+        raise TypeError(f"layer {name!r}: expected a tensor, or a dict, list or tuple of tensors, got {type(output)}")
+    wrong = [tuple(value.shape) for value in values if value.ndim != 4]
+    if wrong or not values:
+        raise ValueError(f"layer {name!r}: expected feature maps (N, C, H, W), got {wrong or 'no tensor'}")
+    return list(values)
+
+
+class LayerTap:
+    """Records the outputs of some layers while the ``with`` block runs.
+
+    Its hooks live only that long: a copy of the model, such as a moving average, never carries one, and neither does
+    a pickle.
+
+    Args:
+        model: the network.
+        layers: names of submodules, in the order in which outputs are wanted.
+
+    Raises:
+        ValueError: a layer does not exist.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        self.layers = list(layers)
+        self._modules = [find_layer(model, name) for name in self.layers]
+        self._outputs: dict[str, Any] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for name, module in zip(self.layers, self._modules, strict=True):
+            self._handles.append(module.register_forward_hook(self._recorder(name)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _recorder(self, name: str):
+        def record(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._outputs[name] = output
+
+        return record
+
+    def output(self, name: str) -> Any:
+        """What layer ``name`` returned when it ran last.
+
+        Raises:
+            RuntimeError: it did not run.
+        """
+        if name not in self._outputs:
+            raise RuntimeError(f"layer {name!r} did not run in this forward pass, so it has no output to distil")
+        return self._outputs[name]
+
+    def features(self) -> list[Tensor]:
+        """The feature maps of all layers, one after the other."""
+        return [tensor for name in self.layers for tensor in feature_list(self.output(name), name)]
