@@ -4,8 +4,8 @@
     python bench/gpu_report_triton.py --json FILE     the same rows, to a file
     python bench/gpu_report_triton.py --targets 90 gfx942 --features bfloat16
 
-The launchers run as they are, on CPU tensors, with Triton's launch replaced by one that keeps what it was called with; the
-kernels are then compiled for the target from exactly those arguments. Nothing here measures time.
+The launchers run as they are, on CPU tensors, with Triton's launch replaced by one that keeps what it was called with;
+the kernels are then compiled for the target from exactly those arguments. Nothing here measures time.
 """
 
 import argparse
@@ -25,7 +25,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import torch
 import triton
+from triton._C.libtriton import native_specialize_impl
+from triton.backends.amd.compiler import HIPBackend
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -39,8 +42,8 @@ TARGETS = {
 }
 SHORT_OF_REGISTERS = ("100", "gfx1100")  # what tiles.short_of_registers says of these
 _TOOLS = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
-_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
-_OPTIONS = ("num_warps", "num_stages")
+_BACKENDS = {"cuda": CUDABackend, "hip": HIPBackend}
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 class Launch(NamedTuple):
@@ -69,34 +72,35 @@ def instead_of_launching(run: Callable[[Launch], None]):
         JITFunction.run = original
 
 
-def source_of(launch: Launch) -> ASTSource:
-    """What Triton would compile for these arguments."""
+def source_of(launch: Launch, target: GPUTarget) -> ASTSource:
+    """What Triton would compile for these arguments on that target."""
     signature, constants, attributes = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values(), strict=True)):
         if parameter.is_constexpr:
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
         else:
-            special = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
-            signature[parameter.name] = _type_of(value, (index,), special, attributes)
+            special = not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment
+            kind, keys = native_specialize_impl(_BACKENDS[target.backend], value, False, *special)
+            signature[parameter.name] = kind
+            _collect((index,), kind, keys, constants, attributes)
     return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def _type_of(value, path: tuple[int, ...], special: bool, attributes: dict):
-    if isinstance(value, tuple):
-        return tuple(_type_of(v, (*path, i), special, attributes) for i, v in enumerate(value))
-    if isinstance(value, torch.Tensor):
-        if special and value.data_ptr() % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        return _TYPES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
+def _collect(path: tuple[int, ...], kind, key, constants: dict, attributes: dict) -> None:
+    """What Triton's specialisation found out about an argument: constants, and divisibility by 16 ("D")."""
+    if isinstance(kind, tuple):
+        for index, (one, its_key) in enumerate(zip(kind, key, strict=True)):
+            _collect((*path, index), one, its_key, constants, attributes)
+    elif kind == "constexpr":
+        constants[path] = key
+    elif key and "D" in key:
+        attributes[path] = [["tt.divisibility", 16]]
 
 
 def compile_for(launch: Launch, target: GPUTarget):
     """The compiled kernel: `.asm`, `.metadata`."""
-    return triton.compile(source_of(launch), target=target, options=launch.options)
+    return triton.compile(source_of(launch, target), target=target, options=launch.options)
 
 
 def resources(compiled, target: GPUTarget) -> dict:
@@ -171,10 +175,12 @@ def _gc_block(channels: int, levels: int) -> list[torch.Tensor]:
     hidden = max(channels // 2, 1)
     keys = [torch.zeros(1, channels, 1, 1), torch.zeros(1)] * 2
     net = [torch.zeros(*shape) for shape in ((hidden, channels), (hidden,), (hidden,), (hidden,), (channels, hidden))]
-    return (keys + (net + [torch.zeros(channels)]) * 2) * levels
+    return (keys + [*net, torch.zeros(channels)] * 2) * levels
 
 
-def report(targets: list[str], features: list[str], layouts: list[str], channels: int, every_kernel: bool) -> list[dict]:
+def report(
+    targets: list[str], features: list[str], layouts: list[str], channels: int, every_kernel: bool
+) -> list[dict]:
     """One row a kernel, target, type of features and layout; the passes over the features, or every kernel."""
     rows = []
     for feature, layout, target in itertools.product(features, layouts, targets):

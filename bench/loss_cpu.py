@@ -1,6 +1,7 @@
 """Forward + backward of the loss on the CPU: the published loop, the reference eager and compiled, and our kernels.
 
     python bench/loss_cpu.py                      # everything: CSV and plot in bench/results/
+    python bench/loss_cpu.py --peak               # peak memory instead
     python bench/loss_cpu.py --batches 4 --dtypes float32 --threads 1 2
 
 Five levels of an 800x1344 batch (strides 8 to 128), 256 channels, 7 boxes an image. Contenders run alternately, each
@@ -11,11 +12,14 @@ of a training step (read student and teacher twice, write the gradient once).
 `memory` says what the allocator does with a freed gradient of 70 MB. glibc gives it back to the system, and the next
 step pays for fresh, zeroed pages (`returned`, the default); with --keep-memory it is kept, as jemalloc or tcmalloc
 do under PyTorch's usual advice for CPU training (`kept`).
+
+The output file is continued: settings that are in it are not measured again.
 """
 
 import argparse
 import csv
 import ctypes
+import itertools
 import json
 import pathlib
 import statistics
@@ -24,6 +28,7 @@ import sys
 import time
 
 import torch
+from loss_cpu_plot import plot
 from machine import description
 from published import published_loss
 
@@ -112,7 +117,8 @@ def measure(batch: int, dtype: str, threads: int, contenders: list[str], seconds
     problem = Problem(batch, getattr(torch, dtype))
     times: dict[str, list[float]] = {name: [] for name in ("bound", *contenders)}
     problem.bound()
-    first = {name: (problem.step(name), problem.step(name))[1] for name in contenders}  # warm up, compile
+    first = {name: problem.step(name) for name in contenders}  # warm up, compile
+    first |= {name: problem.step(name) for name in contenders if first[name] < 1 or name == "compiled"}
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(times["bound"]) < 5:
         times["bound"].append(problem.bound())
@@ -139,26 +145,32 @@ def measure(batch: int, dtype: str, threads: int, contenders: list[str], seconds
     return rows
 
 
-def peak_memory(batch: int, dtype: str, contender: str) -> float:
-    """MiB that one step needs above inputs and gradients: the growth of a fresh process's peak resident set."""
+def peak_memory(batch: int, dtype: str, contender: str) -> dict:
+    """What one step needs above its inputs and gradients: the growth of a fresh process's peak resident set."""
     code = f"""
-import resource, sys
+import sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import torch, loss_cpu
+def peak():
+    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
 torch.set_num_threads(1)
-small = loss_cpu.Problem(1, torch.{dtype})
-small.student = [s[:, :, :2, :2].detach().clone().requires_grad_() for s in small.student]
-small.teacher = [t[:, :, :2, :2].clone() for t in small.teacher]
-small.step({contender!r})                       # load and compile code before the count begins
 problem = loss_cpu.Problem({batch}, torch.{dtype})
-problem.bound()                                 # touches inputs and an output of the gradient's size
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-problem.out = None                              # that output's memory is the gradient's now
+problem.step({contender!r})                     # loads and compiles code, makes the gradients
+problem.out = None
+for tensor in problem.student:                  # the next gradients find these pages free
+    tensor.grad = None
+gradients = [torch.zeros_like(t) for t in problem.teacher]
+open('/proc/self/clear_refs', 'w').write('5')   # the peak begins anew, at what is resident now
+before = peak()
+del gradients
 problem.step({contender!r})
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return round(int(out.split()[-1]) / 1024, 1)
+    mib = int(out.split()[-1]) / 1024
+    largest = batch * CHANNELS * LEVELS[0][0] * LEVELS[0][1] * getattr(torch, dtype).itemsize / 2**20
+    row = {"contender": contender, "batch": batch, "dtype": dtype, "peak_mib": round(mib, 1)}
+    return row | {"of_largest_map": round(mib / largest, 3)}
 
 
 def main() -> None:
@@ -168,41 +180,55 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--contenders", nargs="+", default=["published", "reference", "compiled", "ours"])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each setting")
     parser.add_argument("--keep-memory", action="store_true", help="the allocator keeps what is freed")
-    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out")
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "loss_cpu.csv")
+    parser.add_argument("--peak", action="store_true", help="peak memory instead of time (Linux)")
+    parser.add_argument("--output", type=pathlib.Path, help="CSV; default in bench/results")
     arguments = parser.parse_args()
     if arguments.keep_memory:
         keep_freed_memory()
-    rows = []
-    for batch in arguments.batches:
-        for dtype in arguments.dtypes:
-            peaks = {}
-            if not arguments.no_memory:
-                peaks = {name: peak_memory(batch, dtype, name) for name in arguments.contenders}
-            for threads in arguments.threads:
-                for row in measure(batch, dtype, threads, arguments.contenders, arguments.seconds):
-                    row["peak_mib"] = peaks.get(row["contender"], "")
-                    row["memory"] = "kept" if arguments.keep_memory else "returned"
-                    rows.append(row | description())
-                    print(json.dumps({key: row[key] for key in list(row)[:11]}), flush=True)
-    write(rows, arguments.output)
+    output = arguments.output or RESULTS / ("loss_cpu_peak.csv" if arguments.peak else "loss_cpu.csv")
+    rows = read(output)
+    done = {(row["batch"], row["dtype"], row.get("threads", "1")) for row in rows}
+    threads = [1] if arguments.peak else arguments.threads
+    for setting in itertools.product(arguments.batches, arguments.dtypes, threads):
+        if tuple(map(str, setting)) in done:
+            continue
+        if arguments.peak:
+            new = [peak_memory(*setting[:2], name) for name in arguments.contenders]
+        else:
+            memory = "kept" if arguments.keep_memory else "returned"
+            new = [row | {"memory": memory} for row in measure(*setting, arguments.contenders, arguments.seconds)]
+        for row in new:
+            print(json.dumps(row), flush=True)
+            rows.append({key: str(value) for key, value in row.items()} | description())
+        write(rows, output)
+    if not arguments.peak:
+        plot(output, output.with_suffix(".png"))
+    print(f"wrote {output}")
 
 
-def write(rows: list[dict], path: pathlib.Path) -> None:
-    """The CSV, and beside it the plot that is drawn from it."""
-    from loss_cpu_plot import plot
+def read(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of an earlier run, which this one continues; those of another machine or version are an error."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    other = [key for row in rows for key, value in description().items() if row[key] != value]
+    if other:
+        raise SystemExit(f"{path} has rows of another {other[0]}: move it away, or name another --output")
+    return rows
 
+
+def write(rows: list[dict[str, str]], path: pathlib.Path) -> None:
+    """All rows so far: a run that is cut short keeps what it measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    plot(path, path.with_suffix(".png"))
-    print(f"wrote {path} and {path.with_suffix('.png')}")
 
 
 if __name__ == "__main__":
