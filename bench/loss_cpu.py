@@ -21,6 +21,7 @@ import csv
 import ctypes
 import itertools
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -166,7 +167,11 @@ del gradients
 problem.step({contender!r})
 print(peak() - before)
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # glibc then maps every large block by itself, and nothing that was freed hides what the step takes.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     mib = int(out.split()[-1]) / 1024
     largest = batch * CHANNELS * LEVELS[0][0] * LEVELS[0][1] * getattr(torch, dtype).itemsize / 2**20
     row = {"contender": contender, "batch": batch, "dtype": dtype, "peak_mib": round(mib, 1)}
