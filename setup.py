@@ -71,12 +71,26 @@ class CMakeBuild(build_ext):
         ninja = tool("ninja")
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
         arguments = [f"-DFGD_TORCH_DIR={torch_folder()}", *generator, *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
-        # A cache made by another CMake or for another torch would only be in the way.
-        subprocess.run([tool("cmake"), "--fresh", "-S", ROOT, "-B", build, *arguments], check=True)
+        cache = build / "CMakeCache.txt"
+        if cache.exists() and not all(line in cache.read_text() for line in self.cache_lines()):
+            shutil.rmtree(build)
+        subprocess.run([tool("cmake"), "-S", ROOT, "-B", build, *arguments], check=True)
         subprocess.run([tool("cmake"), "--build", build, "--target", "_C", "--parallel"], check=True)
         fresh = target.with_suffix(".new")  # then renamed: a process that has the old library loaded keeps it
         shutil.copyfile(build / "_C.so", fresh)
         os.replace(fresh, target)
+
+    def cache_lines(self):
+        """What a build folder's cache must say, or it is of another checkout, torch or CMake."""
+        cmake = os.path.realpath(tool("cmake"))
+        known = subprocess.run([cmake, "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        major, minor, *_ = known.split(".")
+        return (
+            f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n",
+            f"FGD_TORCH_DIR:PATH={torch_folder()}\n",
+            f"CMAKE_CACHE_MAJOR_VERSION:INTERNAL={major}\n",
+            f"CMAKE_CACHE_MINOR_VERSION:INTERNAL={minor}\n",
+        )
 
     def get_outputs(self):
         return [path for path in super().get_outputs() if os.path.exists(path)] if missing() else super().get_outputs()

@@ -17,6 +17,7 @@ LARGE = [
     Case("several chunks, bfloat16", ((96, 90, 71),), (5,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
     Case("several chunks, channels_last", ((64, 90, 71),), (5,), channels_last=True, loss=BALANCED),
     Case("most channels", ((2048, 9, 11),), (2,), loss=BALANCED),
+    Case("an odd number of many channels", ((2047, 3, 5),), (2,), loss=BALANCED),
     Case("most channels, channels_last", ((2048, 9, 11),), (2,), channels_last=True, loss=BALANCED),
 ]
 

@@ -50,7 +50,7 @@ def tree(tmp_path) -> pathlib.Path:
 
 def pip_wheel(tree, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-build-isolation", "--no-deps"]
-    command += ["--disable-pip-version-check", "--wheel-dir", str(tree / "wheels"), str(tree)]
+    command += ["--disable-pip-version-check", "--no-index", "--wheel-dir", str(tree / "wheels"), str(tree)]
     # What a developer's shell may have set must not change what is tested; CUDA kernels take minutes to compile.
     unset = ("FGD_REQUIRE_NATIVE", "FGD_FORCE_CUDA", "CMAKE_ARGS", "PYTHONPATH")
     inherited = {name: value for name, value in os.environ.items() if name not in unset}

@@ -139,7 +139,8 @@ void backward(const Pyramid& p, const Executor& run, const A* grads, const A* ma
   const std::vector<ChunkTask> tasks = chunk_tasks(p);
   const std::vector<A> zeros(C);
   std::vector<A> key_grads(gc_block.empty() ? 0 : tasks.size() * 2 * C);
-  const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, C + 16);
+  // A multiple of 64 bytes: the kernel's scratch lies behind it.
+  const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, (C + 16 + 7) / 8 * 8);
   run(tasks.size(), discard + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
     BackwardChunk<A> chunk = backward_chunk(p, tasks[i], grads, maps, stats, contexts, zeros);
     point_gradient(p, tasks[i], student, scratch, chunk);

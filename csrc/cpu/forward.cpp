@@ -136,7 +136,7 @@ void forward(const Pyramid& p, const Executor& run, A* terms, A* maps, A* stats)
         const int level = static_cast<int>(i / p.images), image = static_cast<int>(i % p.images);
         images[i] = merge<A>(p, level, image, &sums[first_chunk[i] * size], size, maps, stats, scratch);
       });
-  if (!p.gc_block.empty()) global_terms<A>(p, run, stats, images);
+  if (!p.gc_block.empty() && p.images > 0) global_terms<A>(p, run, stats, images);
 
   for (int level = 0; level < levels; ++level)
     for (int k = 0; k < kTerms; ++k) {

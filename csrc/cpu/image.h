@@ -17,7 +17,7 @@ inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, doubl
     normaliser[q] = 0;
     for (int i = 0; i < m.chunks; ++i) {
       const ChunkSums<A> chunk = m.chunk(i);
-      factor[q][i] = chunk.maximum[q] == best ? 1. : ::exp(chunk.maximum[q] - best);
+      factor[q][i] = chunk.maximum[q] == best ? 1. : __builtin_exp(chunk.maximum[q] - best);
       normaliser[q] += chunk.normaliser[q] * factor[q][i];
     }
     for (int i = 0; i < m.chunks; ++i) factor[q][i] /= normaliser[q];
@@ -58,7 +58,7 @@ inline void channel_softmax(double* x, int channels, double inverse_pt) {
     x[c] *= inverse_pt;
     if (x[c] > best) best = x[c];
   }
-  for (int c = 0; c < channels; ++c) sum += x[c] = ::exp(x[c] - best);
+  for (int c = 0; c < channels; ++c) sum += x[c] = __builtin_exp(x[c] - best);
   for (int c = 0; c < channels; ++c) x[c] *= channels / sum;
 }
 

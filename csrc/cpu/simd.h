@@ -20,8 +20,6 @@
 #define FGD_VECTOR_BYTES 16
 #endif
 
-extern "C" double exp(double);
-
 namespace fgd::cpu {
 
 // Storage types of features.
@@ -311,13 +309,13 @@ inline Vec<float> exponential(Vec<float> x) {
 }
 
 inline Vec<double> exponential(Vec<double> x) {
-  for (int i = 0; i < kWidth<double>; ++i) x[i] = ::exp(x[i]);
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = __builtin_exp(x[i]);
   return x;
 }
 
 template <class A>
 inline A exponential_of(A x) {
-  return static_cast<A>(::exp(static_cast<double>(x)));
+  return static_cast<A>(__builtin_exp(static_cast<double>(x)));
 }
 
 }  // namespace FGD_ISA
