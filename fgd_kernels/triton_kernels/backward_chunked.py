@@ -13,6 +13,7 @@ from .tile import (
     over_pixels,
     pixel_index,
     pixel_mask,
+    second_offset,
     sum_groups,
     sum_part,
     tile_mask,
@@ -49,6 +50,7 @@ def chunked_slice(
     PART: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
 ):
     mean_s, mean_t = 0.0, 0.0
     if GC:
@@ -61,22 +63,26 @@ def chunked_slice(
         if GC:
             for chunk in range(0, channels, BLOCK_C):
                 c = chunk + tl.arange(0, BLOCK_C)
-                s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
-                t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+                at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+                s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+                t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+                t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
                 grad_s = tl.load(context_s + c, mask=c < channels, other=0.0)
                 grad_t = tl.load(context_t + c, mask=c < channels, other=0.0)
                 u_s += tl.sum(s * over_pixels(grad_s, LAYOUT), LAYOUT)
                 u_t += tl.sum(t * over_pixels(grad_t, LAYOUT), LAYOUT)
-        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, GC)
+        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT, ALIGN, GC)
         for chunk in range(0, channels, BLOCK_C):
             c = chunk + tl.arange(0, BLOCK_C)
-            s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
-            t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+            s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+            t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             if STUDENT:
                 channel = channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC)
                 grad = student_grad(s, t, channel, pixel, 2.0 * g[3], LAYOUT, GC)
                 mask = tile_mask(c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-                offset = tile_offset(g_row, c, p, LAYOUT, ALIGN, WIDE)
+                offset = second_offset(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
                 tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
             if KEYS:
                 part_s = sum_groups(sum_part(s * over_channels(pixel[3], LAYOUT), LAYOUT), LAYOUT)

@@ -26,14 +26,15 @@ from .backward_chunked import chunked_slice
 from .backward_tile import channel_factors, context_mean, pixel_factors, student_grad, upstream
 from .gc_blocks import GcBlocks
 from .key_grads import key_size
-from .levels import MAPS, STATS, image_start, locate, pick
-from .pyramid import Layouts, Pyramid, scratch
+from .levels import MAPS, STATS, image_start, locate, number, pick
+from .pyramid import Layouts, Pyramid, encoded, scratch
 from .tile import (
     load_tile,
     over_channels,
     over_pixels,
     pixel_index,
     pixel_mask,
+    second_offset,
     sum_groups,
     sum_part,
     tile_mask,
@@ -71,6 +72,7 @@ def backward_slice(
     PART: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
 ):
     c = tl.arange(0, BLOCK_C)
     channel = channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC)
@@ -82,17 +84,19 @@ def backward_slice(
     for first in range(begin, end, GROUPS * PART):
         p = pixel_index(first, LAYOUT, GROUPS, PART)
         exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
-        s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
-        t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+        at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+        s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+        t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+        t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
         u_s, u_t = 0.0, 0.0
         if GC:
             u_s = tl.sum(s * over_pixels(channel[3], LAYOUT), LAYOUT)
             u_t = tl.sum(t * over_pixels(channel[5], LAYOUT), LAYOUT)
-        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, GC)
+        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT, ALIGN, GC)
         if STUDENT:
             grad = student_grad(s, t, channel, pixel, 2.0 * g[3], LAYOUT, GC)
             mask = tile_mask(c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-            offset = tile_offset(g_row, c, p, LAYOUT, ALIGN, WIDE)
+            offset = second_offset(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
             tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
         if KEYS:
             sum_s += sum_part(s * over_channels(pixel[3], LAYOUT), LAYOUT)
@@ -162,19 +166,20 @@ def backward_pass(
     SLICE: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
     CHUNKED: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    size, kind, width = pick(pixels, level), pick(kinds, level), pick(channels, level)
+    size, kind, width = number(pixels, level), number(kinds, level), number(channels, level)
     row = image.to(tl.int64)
-    student = pick(students, level) + row * pick(s_image, level)
-    teacher = pick(teachers, level) + row * pick(t_image, level)
+    student = pick(students, level) + row * number(s_image, level)
+    teacher = pick(teachers, level) + row * number(t_image, level)
     grad = student
     if STUDENT:
-        grad = pick(student_grads, level) + row * pick(g_image, level)
+        grad = pick(student_grads, level) + row * number(g_image, level)
     begin = part * SLICE
     end = tl.minimum(begin + SLICE, size)
-    context_s = context_grad + 2 * pick(channels_before, level).to(tl.int64) + row * width
+    context_s = context_grad + 2 * number(channels_before, level).to(tl.int64) + row * width
     key_s = 0
     if GC:
         key_s = pick(keys_s, level)
@@ -190,15 +195,15 @@ def backward_pass(
                     key_s,
                     context_s,
                     context_s + images.to(tl.int64) * width,
-                    maps + MAPS * image_start(pixels_before, pixels, level, image),
+                    tl.multiple_of(maps + MAPS * image_start(pixels_before, pixels, level, image), 16),
                     stats + STATS * image_start(channels_before, channels, level, image),
                     partials + tl.program_id(0).to(tl.int64) * partial_size,
                     g,
                     width,
                     size,
-                    pick(s_row, level),
-                    pick(t_row, level),
-                    g_row[0] if not STUDENT else pick(g_row, level),
+                    number(s_row, level),
+                    number(t_row, level),
+                    g_row[0] if not STUDENT else number(g_row, level),
                     begin,
                     end,
                 )
@@ -215,6 +220,7 @@ def backward_pass(
                         PART=PARTS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
+                        SAME_ROWS=SAME_ROWS,
                     )
                 else:
                     backward_slice(
@@ -229,6 +235,7 @@ def backward_pass(
                         PART=PARTS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
+                        SAME_ROWS=SAME_ROWS,
                     )
 
 
@@ -262,19 +269,19 @@ def launch(
         context_grad,
         partials,
         weights,
-        grid.first,
-        grid.parts,
-        p.channels,
-        p.channels_before,
-        p.pixels,
-        p.pixels_before,
-        layouts.images(0),
-        layouts.rows(0),
-        layouts.images(1),
-        layouts.rows(1),
-        layouts.images(last),
-        layouts.rows(last),
-        layouts.kinds,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(p.channels),
+        encoded(p.channels_before),
+        encoded(p.pixels),
+        encoded(p.pixels_before),
+        encoded(layouts.images(0)),
+        encoded(layouts.rows(0)),
+        encoded(layouts.images(1)),
+        encoded(layouts.rows(1)),
+        encoded(layouts.images(last)),
+        encoded(layouts.rows(last)),
+        encoded(layouts.kinds),
         key_size(p),
         p.images,
         KINDS=layouts.present,
@@ -288,6 +295,7 @@ def launch(
         SLICE=tile.slice,
         ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
         WIDE=layouts.wide,
+        SAME_ROWS=layouts.same_rows,
         CHUNKED=tile.chunked,
         num_warps=tile.warps,
         num_stages=1,

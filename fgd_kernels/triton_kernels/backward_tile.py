@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .merge import sign
-from .tile import over_channels, over_pixels
+from .tile import map_index, over_channels, over_pixels
 
 
 @triton.jit
@@ -38,14 +38,16 @@ def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.c
 
 
 @triton.jit
-def pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, GC: tl.constexpr):
+def pixel_factors(
+    maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, GC: tl.constexpr
+):
     """The feature loss's factor of d·A^C_t, g_at·g_S, and of the global term q, q·(u - ū) of both: per pixel."""
-    focal = tl.load(maps + p, mask=exists, other=0.0)
+    focal = tl.load(maps + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
-    signed = g[2] * tl.load(maps + pixels + p, mask=exists, other=0.0)
+    signed = g[2] * tl.load(maps + map_index(1, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     if GC:
-        q_s = tl.load(maps + 2 * pixels + p, mask=exists, other=0.0)
-        q_t = tl.load(maps + 3 * pixels + p, mask=exists, other=0.0)
+        q_s = tl.load(maps + map_index(2, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
+        q_t = tl.load(maps + map_index(3, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         return feature, signed, q_s, q_s * (u_s - mean_s), q_t * (u_t - mean_t)
     else:
         return feature, signed

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .levels import LOG2E, MAPS, STATS, SUMS, image_start, locate, pick
+from .levels import LOG2E, LOWEST, MAPS, STATS, SUMS, image_start, locate, number, pick
 from .merge import attention_map, sign
-from .pyramid import PIXEL_BLOCK, Grid, Pyramid, power_of_two, scratch
+from .pyramid import PIXEL_BLOCK, Grid, Pyramid, encoded, power_of_two, scratch
 from .slices import image_softmax, sum_blocks
 
 
@@ -87,7 +87,7 @@ def finish_pixels(
         q = tl.zeros_like(teacher)
         if GC:
             best, normaliser = image_softmax(scalars, size, slices, i, BLOCK)
-            z = tl.load(maps + i * pixels + p, mask=exists, other=0.0)
+            z = tl.load(maps + i * pixels + p, mask=exists, other=LOWEST)
             q = tl.exp2(z - best) * (1.0 / normaliser)
         tl.store(maps + i * pixels + p, q, mask=exists)
 
@@ -103,6 +103,8 @@ _LEVELS = [
     "channels_before",
     "pixels",
     "pixels_before",
+    "mask_size",
+    "mask_before",
     "pixel_scales",
     "channel_scales",
 ]
@@ -128,6 +130,8 @@ def finish(
     channels_before,
     pixels,
     pixels_before,
+    mask_size,
+    mask_before,
     pixel_scales,
     channel_scales,
     partial_size,
@@ -138,17 +142,17 @@ def finish(
     BLOCK: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    count, size, width = pick(slices, level), pick(pixels, level), pick(channels, level)
-    pixel_blocks = pick(blocks, level)
-    block = pick(first_block, level) + image * pixel_blocks
+    count, size, width = number(slices, level), number(pixels, level), number(channels, level)
+    pixel_blocks = number(blocks, level)
+    block = number(first_block, level) + image * pixel_blocks
     background = sum_blocks(outside + block, 1, pixel_blocks, BLOCK)
-    partial = partials + (pick(first_slice, level) + image * count).to(tl.int64) * partial_size
+    partial = partials + (number(first_slice, level) + image * count).to(tl.int64) * partial_size
     at = image_start(channels_before, channels, level, image)
     pixel_at = image_start(pixels_before, pixels, level, image)
     if part < pixel_blocks:
         finish_pixels(
             maps + MAPS * pixel_at,
-            mask + pixel_at,
+            mask + image_start(mask_before, mask_size, level, image),
             partial + SUMS * width,
             partial_size,
             count,
@@ -199,16 +203,18 @@ def launch(
         maps,
         stats,
         terms,
-        grid.first,
-        grid.parts,
-        p.slices.first,
-        p.slices.parts,
-        p.blocks.first,
-        p.blocks.parts,
-        p.channels,
-        p.channels_before,
-        p.pixels,
-        p.pixels_before,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(p.slices.first),
+        encoded(p.slices.parts),
+        encoded(p.blocks.first),
+        encoded(p.blocks.parts),
+        encoded(p.channels),
+        encoded(p.channels_before),
+        encoded(p.pixels),
+        encoded(p.pixels_before),
+        encoded(p.mask_size),
+        encoded(p.mask_before),
         tuple(math.log2(math.e) / (c * spatial) for c in p.channels),
         tuple(math.log2(math.e) / (size * channel) for size in p.pixels),
         p.sum_size,
@@ -218,5 +224,6 @@ def launch(
         BLOCK_P=PIXEL_BLOCK,
         BLOCK=32,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return terms

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes
 from .levels import LOWEST, SUMS
-from .tile import load_tile, pixel_index, pixel_mask, sum_groups, zero_sums
+from .tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, sum_groups, tile_offset, zero_sums
 
 
 @triton.jit
@@ -63,6 +63,7 @@ def chunked_slice(
     PART: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
 ):
     none, zero = tl.zeros((GROUPS,), tl.float32), zero_sums(BLOCK_C, GROUPS, LAYOUT)
     maxima, normalisers, zeros = (none + LOWEST,) * 2, (none,) * 2, (zero,) * 6
@@ -77,21 +78,25 @@ def chunked_slice(
             z = (nothing,) * 4
         for chunk in range(0, channels, BLOCK_C):
             c = chunk + tl.arange(0, BLOCK_C)
-            s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
-            t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+            s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+            t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             wk_s, wk_t = load_key(key_s, c, channels, GC), load_key(key_t, c, channels, GC)
             z = add_logits(z, logits(s, t, wk_s, wk_t, scale, LAYOUT, GC))
-        store_logits(maps, z, p, exists, pixels)
-        fg = tl.load(mask + p, mask=exists, other=0.0)
+        store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
+        fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         e, shrink, maxima, normalisers = softmax_steps(z, exists, maxima, normalisers, LAYOUT, GC, True)
         for chunk in range(0, channels, BLOCK_C):
             c = chunk + tl.arange(0, BLOCK_C)
-            s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
-            t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+            at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+            s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+            t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             sums = add_tile(s, t, fg, e, shrink, zeros, LAYOUT, GC)
             for i in tl.static_range(len(sums)):
-                at = partial + i * channels + c
-                old = tl.load(at, mask=(c < channels) & (first > begin), other=0.0)
-                tl.store(at, rescale(old, i, shrink) + sum_groups(sums[i], LAYOUT), mask=c < channels)
+                to = partial + i * channels + c
+                old = tl.load(to, mask=(c < channels) & (first > begin), other=0.0)
+                tl.store(to, rescale(old, i, shrink) + sum_groups(sums[i], LAYOUT), mask=c < channels)
         tl.debug_barrier()  # the next tile adds to what other threads of this program have stored
     store_softmaxes(partial + SUMS * channels, maxima, normalisers)

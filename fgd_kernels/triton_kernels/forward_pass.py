@@ -8,7 +8,7 @@ The exponentials are relative to a running maximum of each group of pixels (tile
 
     students, teachers   (N, C, H, W) a level, any of the layouts of tile.py
     keys_s, keys_t       (C,) a level: Wk of the student's and the teacher's GcBlock
-    mask                 [level][image][P]      fg, from mask.py
+    mask                 [level][image][P]      fg, from mask.py; P rounded up to a multiple of 8
     maps                 [level][image][4][P]   zt, zs, ks, kt
     partials             [program][8·C + 8]     the eight sums, four maxima, four normalisers
 """
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from .forward_chunked import chunked_slice
 from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
-from .levels import LOWEST, MAPS, SUMS, image_start, locate, pick
-from .pyramid import Layouts, Pyramid, scratch
-from .tile import load_tile, pixel_index, pixel_mask, zero_sums
+from .levels import LOWEST, MAPS, SUMS, image_start, locate, number, pick
+from .pyramid import Layouts, Pyramid, encoded, scratch
+from .tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, tile_offset, zero_sums
 
 
 @triton.jit
@@ -51,6 +51,7 @@ def forward_slice(
     PART: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
 ):
     c = tl.arange(0, BLOCK_C)
     wk_s, wk_t = 0.0, 0.0
@@ -65,11 +66,13 @@ def forward_slice(
     for first in range(begin, end, GROUPS * PART):
         p = pixel_index(first, LAYOUT, GROUPS, PART)
         exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
-        s = load_tile(student, s_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
-        t = load_tile(teacher, t_row, c, p, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS, WIDE)
+        at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+        s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+        t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+        t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
         z = logits(s, t, wk_s, wk_t, scale, LAYOUT, GC)
-        store_logits(maps, z, p, exists, pixels)
-        fg = tl.load(mask + p, mask=exists, other=0.0)
+        store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
+        fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         e, shrink, maxima, normalisers = softmax_steps(z, exists, maxima, normalisers, LAYOUT, GC, False)
         sums = add_tile(s, t, fg, e, shrink, sums, LAYOUT, GC)
     factors = store_softmaxes(partial + SUMS * channels, maxima, normalisers)
@@ -86,6 +89,8 @@ _LEVELS = [
     "channels",
     "pixels",
     "pixels_before",
+    "mask_size",
+    "mask_before",
     "s_image",
     "s_row",
     "t_image",
@@ -109,6 +114,8 @@ def forward_pass(
     channels,
     pixels,
     pixels_before,
+    mask_size,
+    mask_before,
     s_image,
     s_row,
     t_image,
@@ -125,13 +132,15 @@ def forward_pass(
     SLICE: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
     CHUNKED: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    size, kind = pick(pixels, level), pick(kinds, level)
-    at = image_start(pixels_before, pixels, level, image)
-    student = pick(students, level) + image.to(tl.int64) * pick(s_image, level)
-    teacher = pick(teachers, level) + image.to(tl.int64) * pick(t_image, level)
+    size, kind = number(pixels, level), number(kinds, level)
+    mask_at = tl.multiple_of(mask + image_start(mask_before, mask_size, level, image), 16)
+    maps_at = tl.multiple_of(maps + MAPS * image_start(pixels_before, pixels, level, image), 16)
+    student = pick(students, level) + image.to(tl.int64) * number(s_image, level)
+    teacher = pick(teachers, level) + image.to(tl.int64) * number(t_image, level)
     begin = part * SLICE
     end = tl.minimum(begin + SLICE, size)
     partial = partials + tl.program_id(0).to(tl.int64) * partial_size
@@ -147,13 +156,13 @@ def forward_pass(
                     tl.multiple_of(teacher, 16) if k % 2 == 0 else teacher,
                     key_s,
                     key_t,
-                    mask + at,
-                    maps + MAPS * at,
+                    mask_at,
+                    maps_at,
                     partial,
-                    pick(channels, level),
+                    number(channels, level),
                     size,
-                    pick(s_row, level),
-                    pick(t_row, level),
+                    number(s_row, level),
+                    number(t_row, level),
                     pick(scales, level),
                     begin,
                     end,
@@ -169,6 +178,7 @@ def forward_pass(
                         PART=PARTS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
+                        SAME_ROWS=SAME_ROWS,
                     )
                 else:
                     forward_slice(
@@ -181,6 +191,7 @@ def forward_pass(
                         PART=PARTS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
+                        SAME_ROWS=SAME_ROWS,
                     )
 
 
@@ -205,17 +216,19 @@ def launch(
         mask,
         maps,
         partials,
-        grid.first,
-        grid.parts,
-        p.channels,
-        p.pixels,
-        p.pixels_before,
-        layouts.images(0),
-        layouts.rows(0),
-        layouts.images(1),
-        layouts.rows(1),
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(p.channels),
+        encoded(p.pixels),
+        encoded(p.pixels_before),
+        encoded(p.mask_size),
+        encoded(p.mask_before),
+        encoded(layouts.images(0)),
+        encoded(layouts.rows(0)),
+        encoded(layouts.images(1)),
+        encoded(layouts.rows(1)),
         tuple(math.log2(math.e) / (c * spatial_temperature) for c in p.channels),
-        layouts.kinds,
+        encoded(layouts.kinds),
         p.sum_size,
         KINDS=layouts.present,
         ALIGN=tile.align,
@@ -226,6 +239,7 @@ def launch(
         SLICE=tile.slice,
         ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
         WIDE=layouts.wide,
+        SAME_ROWS=layouts.same_rows,
         CHUNKED=tile.chunked,
         num_warps=tile.warps,
         num_stages=1,

@@ -8,7 +8,17 @@ import triton
 import triton.language as tl
 
 from .levels import LOG2E, LOWEST
-from .tile import column_maximum, column_sum, group_factor, over_channels, over_pixels, per_group, sum_groups, sum_part
+from .tile import (
+    column_maximum,
+    column_sum,
+    group_factor,
+    map_index,
+    over_channels,
+    over_pixels,
+    per_group,
+    sum_groups,
+    sum_part,
+)
 
 
 @triton.jit
@@ -24,9 +34,9 @@ def logits(s, t, key_s, key_t, scale, LAYOUT: tl.constexpr, GC: tl.constexpr):
 
 
 @triton.jit
-def store_logits(maps, z, p, exists, pixels):
+def store_logits(maps, z, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
     for i in tl.static_range(len(z)):
-        tl.store(maps + i * pixels + p, z[i], mask=exists)
+        tl.store(maps + map_index(i, pixels, p, LAYOUT, ALIGN), z[i], mask=exists)
 
 
 @triton.jit

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .gc_blocks import GcBlocks
-from .levels import STATS, image_start, locate, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, before, cut, scratch
+from .levels import STATS, image_start, locate, number, pick
+from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, before, cut, encoded, scratch
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def added(
     BLOCK_K: tl.constexpr,
 ):
     """v of one net on a block of channels."""
-    h, size = hidden + image_start(hidden_before, hidden_size, net, image), pick(hidden_size, net)
+    h, size = hidden + image_start(hidden_before, hidden_size, net, image), number(hidden_size, net)
     matrix, gamma, beta = pick(w2, net), pick(ln_weight, net), pick(ln_bias, net)
     mean, scale = moments(h, size, BLOCK_K)
     total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
@@ -113,7 +113,7 @@ def gc_added(
     BLOCK_K: tl.constexpr,
 ):
     level, image, block = locate(first, parts)
-    width, size = pick(channels, level), pick(pixels, level).to(tl.float32)
+    width, size = number(channels, level), number(pixels, level).to(tl.float32)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     parameters = (w2, b2, ln_weight, ln_bias, hidden, hidden_size, hidden_before)
     v_s = added(*parameters, 2 * level, image, c, width, BLOCK_C, BLOCK_K)
@@ -139,15 +139,16 @@ def launch(p: Pyramid, gc: GcBlocks, hidden: Tensor, stats: Tensor) -> tuple[Ten
         hidden,
         stats,
         shifted,
-        grid.first,
-        grid.parts,
-        gc.hidden,
-        before(gc.hidden, p.images),
-        p.channels,
-        p.channels_before,
-        p.pixels,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(gc.hidden),
+        encoded(before(gc.hidden, p.images)),
+        encoded(p.channels),
+        encoded(p.channels_before),
+        encoded(p.pixels),
         BLOCK_C=CHANNEL_BLOCK,
         BLOCK_K=64,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return shifted, grid

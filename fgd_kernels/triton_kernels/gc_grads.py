@@ -20,8 +20,8 @@ from torch import Tensor
 from .gc_added import moments, normalised, relu
 from .gc_blocks import GcBlocks
 from .gc_hidden_grad import global_grad
-from .levels import STATS, locate, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, before, cut, scratch
+from .levels import STATS, locate, number, pick
+from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, before, cut, encoded, scratch
 
 
 @triton.jit
@@ -102,7 +102,7 @@ def gc_grads(
 ):
     net, _, block = locate(first, parts)
     level = net // 2
-    size, width = pick(hidden_size, net), pick(channels, level)
+    size, width = number(hidden_size, net), number(channels, level)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     gamma, beta, matrix = pick(ln_weight, net), pick(ln_bias, net), pick(w1, net)
     if PARAMETERS:
@@ -110,9 +110,9 @@ def gc_grads(
         to_gamma, to_beta = pick(grad_ln_weight, net), pick(grad_ln_bias, net)
     factor = global_grad(grads, weights, level) * tl.where(net % 2 == 0, 1.0, -1.0)
     for image in range(images):
-        h_at = pick(hidden_before, net).to(tl.int64) + image * size
+        h_at = number(hidden_before, net).to(tl.int64) + image * size
         h, da = hidden + h_at, hidden_grad + h_at
-        at = pick(channels_before, level).to(tl.int64) + image * width
+        at = number(channels_before, level).to(tl.int64) + image * width
         dv = factor * tl.load(stats + STATS * at + 3 * width + c, mask=c < width, other=0.0)
         context = tl.load(stats + STATS * at + (4 + net % 2) * width + c, mask=c < width, other=0.0)
         mean, scale = moments(h, size, BLOCK_K)
@@ -136,7 +136,7 @@ def gc_grads(
         if PARAMETERS:
             accumulate(to_b2 + c, dv, c < width, image)
             tl.debug_barrier()  # the next image's parts are added to what other threads of this program have stored
-        out = context_grad + 2 * pick(channels_before, level).to(tl.int64) + (net % 2 * images + image) * width
+        out = context_grad + 2 * number(channels_before, level).to(tl.int64) + (net % 2 * images + image) * width
         tl.store(out + c, tl.sum(grad, axis=0), mask=c < width)
 
 
@@ -170,16 +170,17 @@ def launch(
         out.w2,
         out.b2,
         weights,
-        grid.first,
-        grid.parts,
-        gc.hidden,
-        before(gc.hidden, p.images),
-        p.channels,
-        p.channels_before,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(gc.hidden),
+        encoded(before(gc.hidden, p.images)),
+        encoded(p.channels),
+        encoded(p.channels_before),
         p.images,
         PARAMETERS=gc_out is not None,
         BLOCK_C=CHANNEL_BLOCK,
         BLOCK_K=32,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return context_grad

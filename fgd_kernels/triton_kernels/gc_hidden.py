@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .gc_blocks import GcBlocks
-from .levels import STATS, image_start, locate, pick
-from .pyramid import HIDDEN_BLOCK, Grid, Pyramid, before, cut, scratch
+from .levels import STATS, image_start, locate, number, pick
+from .pyramid import HIDDEN_BLOCK, Grid, Pyramid, before, cut, encoded, scratch
 
 _NETS = ["w1", "b1", "first", "parts", "hidden_size", "hidden_before", "channels", "channels_before"]
 
@@ -47,7 +47,7 @@ def gc_hidden(
     BLOCK_C: tl.constexpr,
 ):
     net, image, block = locate(first, parts)
-    size, width = pick(hidden_size, net), pick(channels, net // 2)
+    size, width = number(hidden_size, net), number(channels, net // 2)
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
     context = stats + STATS * image_start(channels_before, channels, net // 2, image) + (4 + net % 2) * width
     h = matrix_row_dot(pick(w1, net), context, k, size, width, BLOCK_K, BLOCK_C)
@@ -64,14 +64,15 @@ def launch(p: Pyramid, gc: GcBlocks, stats: Tensor) -> Tensor:
         gc.b1,
         stats,
         hidden,
-        grid.first,
-        grid.parts,
-        gc.hidden,
-        before(gc.hidden, p.images),
-        p.channels,
-        p.channels_before,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(gc.hidden),
+        encoded(before(gc.hidden, p.images)),
+        encoded(p.channels),
+        encoded(p.channels_before),
         BLOCK_K=HIDDEN_BLOCK,
         BLOCK_C=128,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return hidden

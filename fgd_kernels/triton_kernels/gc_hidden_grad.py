@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .gc_blocks import GcBlocks
 from .gc_hidden import matrix_row_dot
-from .levels import STATS, image_start, locate, pick
-from .pyramid import HIDDEN_BLOCK, Grid, Pyramid, before, cut, scratch
+from .levels import STATS, image_start, locate, number, pick
+from .pyramid import HIDDEN_BLOCK, Grid, Pyramid, before, cut, encoded, scratch
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def gc_hidden_grad(
 ):
     net, image, block = locate(first, parts)
     level = net // 2
-    size, width = pick(hidden_size, net), pick(channels, level)
+    size, width = number(hidden_size, net), number(channels, level)
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
     at = stats + STATS * image_start(channels_before, channels, level, image)
     out = image_start(hidden_before, hidden_size, net, image) + k
@@ -91,14 +91,15 @@ def launch(p: Pyramid, gc: GcBlocks, weights: tuple[float, ...], grads: Tensor, 
         hidden,
         hidden_grad,
         weights,
-        grid.first,
-        grid.parts,
-        gc.hidden,
-        before(gc.hidden, p.images),
-        p.channels,
-        p.channels_before,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(gc.hidden),
+        encoded(before(gc.hidden, p.images)),
+        encoded(p.channels),
+        encoded(p.channels_before),
         BLOCK_K=HIDDEN_BLOCK,
         BLOCK_C=128,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return hidden, hidden_grad

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .gc_blocks import GcBlocks
-from .levels import locate, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, cut
+from .levels import locate, number, pick
+from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, cut, encoded
 
 _NETS = ["key_grads", "bias_grads", "first", "parts", "first_slice", "slices", "channels"]
 
@@ -35,9 +35,9 @@ def sum_key_grads(
 ):
     net, _, block = locate(first, parts)
     level = net // 2
-    width, count = pick(channels, level), images * pick(slices, level)
+    width, count = number(channels, level), images * number(slices, level)
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    at = partials + pick(first_slice, level).to(tl.int64) * partial_size + net % 2 * width
+    at = partials + number(first_slice, level).to(tl.int64) * partial_size + net % 2 * width
     total = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     for start in range(0, count, BLOCK):
         row = (start + tl.arange(0, BLOCK))[:, None].to(tl.int64)
@@ -58,14 +58,15 @@ def launch(p: Pyramid, gc_out: GcBlocks, partials: Tensor) -> None:
         partials,
         gc_out.keys,
         gc_out.biases,
-        grid.first,
-        grid.parts,
-        p.slices.first,
-        p.slices.parts,
-        p.channels,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(p.slices.first),
+        encoded(p.slices.parts),
+        encoded(p.channels),
         key_size(p),
         p.images,
         BLOCK_C=CHANNEL_BLOCK,
         BLOCK=32,
         num_warps=4,
+        enable_fp_fusion=False,
     )

@@ -28,18 +28,30 @@ def pick(values, level):
 
 
 @triton.jit
+def decoded(value):
+    """An integer as `pyramid.encoded` passes it."""
+    return (value >> 1) - 1
+
+
+@triton.jit
+def number(values, level):
+    """values[level] of a tuple of integers."""
+    return decoded(pick(values, level))
+
+
+@triton.jit
 def locate(first, parts):
     """The level, image and part of this program: `first` programs before each level, `parts` of each of its images."""
     program = tl.program_id(0)
     level = program * 0
     for i in tl.static_range(1, len(first)):
-        level += (program >= first[i]).to(tl.int32)
-    local = program - pick(first, level)
-    count = pick(parts, level)
+        level += (program >= decoded(first[i])).to(tl.int32)
+    local = program - number(first, level)
+    count = number(parts, level)
     return level, local // count, local % count
 
 
 @triton.jit
 def image_start(before, size, level, image):
     """Where an image's entries start in a flat [level][image][size] buffer; `before`: entries of the levels before."""
-    return pick(before, level).to(tl.int64) + image.to(tl.int64) * pick(size, level)
+    return number(before, level).to(tl.int64) + image.to(tl.int64) * number(size, level)

@@ -8,7 +8,7 @@ in float32 and in this order of operations, divisions rounded as IEEE says: bit-
     boxes     (M, 4)     x1, y1, x2, y2 in pixels of the image
     offsets   (N + 1,)   image n owns the boxes offsets[n] .. offsets[n + 1]
     sizes     (N, 2)     height and width of the image
-    mask      [level][image][P]    out: fg
+    mask      [level][image][P]    out: fg; P rounded up to a multiple of 8
     outside   [program]            out: pixels of the program's block that no box covers, int32
 """
 
@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .levels import image_start, locate, pick
-from .pyramid import PIXEL_BLOCK, Pyramid, scratch
+from .levels import image_start, locate, number
+from .pyramid import PIXEL_BLOCK, Pyramid, encoded, scratch
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def box_weight(boxes, box, h, w, height, width, x, y):
     return tl.where((x >= left) & (x <= right) & (y >= top) & (y <= bottom), weight, 0.0)
 
 
-_LEVELS = ["first", "parts", "heights", "widths", "pixels", "pixels_before"]
+_LEVELS = ["first", "parts", "heights", "widths", "pixels", "mask_size", "mask_before"]
 
 
 @triton.jit(do_not_specialize=_LEVELS)
@@ -57,11 +57,12 @@ def rasterise(
     heights,
     widths,
     pixels,
-    pixels_before,
+    mask_size,
+    mask_before,
     BLOCK: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    height, width, size = pick(heights, level), pick(widths, level), pick(pixels, level)
+    height, width, size = number(heights, level), number(widths, level), number(pixels, level)
     p = part * BLOCK + tl.arange(0, BLOCK)
     exists = p < size
     x, y = (p % width).to(tl.float32), (p // width).to(tl.float32)
@@ -69,14 +70,14 @@ def rasterise(
     fg = tl.zeros((BLOCK,), tl.float32)
     for box in range(tl.load(offsets + image), tl.load(offsets + image + 1)):
         fg = tl.maximum(fg, box_weight(boxes, box, h, w, height.to(tl.float32), width.to(tl.float32), x, y))
-    tl.store(mask + image_start(pixels_before, pixels, level, image) + p, fg, mask=exists)
+    tl.store(mask + image_start(mask_before, mask_size, level, image) + p, fg, mask=exists)
     tl.store(outside + tl.program_id(0), tl.sum((exists & (fg == 0)).to(tl.int32), axis=0))
 
 
 def launch(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """fg, and the pixels outside all boxes of every block of pixels."""
     grid = p.blocks
-    mask = scratch(sizes, p.images * sum(p.pixels))
+    mask = scratch(sizes, p.images * sum(p.mask_size))
     outside = scratch(sizes, grid.total, torch.int32)
     rasterise[(grid.total,)](
         boxes,
@@ -84,13 +85,15 @@ def launch(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[T
         sizes,
         mask,
         outside,
-        grid.first,
-        grid.parts,
-        p.heights,
-        p.widths,
-        p.pixels,
-        p.pixels_before,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(p.heights),
+        encoded(p.widths),
+        encoded(p.pixels),
+        encoded(p.mask_size),
+        encoded(p.mask_before),
         BLOCK=PIXEL_BLOCK,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return mask, outside

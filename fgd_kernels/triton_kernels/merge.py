@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .levels import LOWEST, MAPS, SUMS, image_start, locate, pick
-from .pyramid import CHANNEL_BLOCK, PIXEL_BLOCK, Grid, Pyramid, cut, scratch
+from .levels import LOWEST, MAPS, SUMS, image_start, locate, number
+from .pyramid import CHANNEL_BLOCK, PIXEL_BLOCK, Grid, Pyramid, cut, encoded, scratch
 from .slices import image_softmax
 
 
@@ -67,7 +67,7 @@ def sign(x):
 def attention_map(maps, scalars, size, slices, index, p, pixels, BLOCK: tl.constexpr):
     """A^S (7) of a block of pixels, from the logits."""
     best, normaliser = image_softmax(scalars, size, slices, index, BLOCK)
-    z = tl.load(maps + index * pixels + p, mask=p < pixels, other=0.0)
+    z = tl.load(maps + index * pixels + p, mask=p < pixels, other=LOWEST)
     return tl.where(p < pixels, tl.exp2(z - best) * (pixels / normaliser), 0.0)
 
 
@@ -118,15 +118,15 @@ def merge(
     BLOCK: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    count, size = pick(slices, level), pick(pixels, level)
-    pixel_blocks = pick(blocks, level)
-    partial = partials + (pick(first_slice, level) + image * count).to(tl.int64) * partial_size
-    width = pick(channels, level)
+    count, size = number(slices, level), number(pixels, level)
+    pixel_blocks = number(blocks, level)
+    partial = partials + (number(first_slice, level) + image * count).to(tl.int64) * partial_size
+    width = number(channels, level)
     if part < pixel_blocks:
         merge_pixels(
             maps + MAPS * image_start(pixels_before, pixels, level, image),
             partial + SUMS * width,
-            distances + 2 * (pick(first_block, level) + image * pixel_blocks),
+            distances + 2 * (number(first_block, level) + image * pixel_blocks),
             partial_size,
             count,
             part,
@@ -160,21 +160,22 @@ def launch(p: Pyramid, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         maps,
         sums,
         distances,
-        grid.first,
-        grid.parts,
-        p.slices.first,
-        p.slices.parts,
-        p.blocks.first,
-        p.blocks.parts,
-        p.channels,
-        p.channels_before,
-        p.pixels,
-        p.pixels_before,
+        encoded(grid.first),
+        encoded(grid.parts),
+        encoded(p.slices.first),
+        encoded(p.slices.parts),
+        encoded(p.blocks.first),
+        encoded(p.blocks.parts),
+        encoded(p.channels),
+        encoded(p.channels_before),
+        encoded(p.pixels),
+        encoded(p.pixels_before),
         p.sum_size,
         GC=p.gc,
         BLOCK_C=CHANNEL_BLOCK,
         BLOCK_P=PIXEL_BLOCK,
         BLOCK=32,
         num_warps=4,
+        enable_fp_fusion=False,
     )
     return sums, distances

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .tiles import ROWS_KINDS, Tile, tile_for
+from . import tiles
 
 PIXEL_BLOCK = 1024  # pixels of a program of the kernels that work on maps alone
 CHANNEL_BLOCK = 32  # channels of a program of the kernels that work on sums over pixels
@@ -23,6 +23,14 @@ def before(sizes: Sequence[int], factor: int = 1) -> tuple[int, ...]:
 def cut(sizes: Sequence[int], block: int) -> tuple[int, ...]:
     """How many blocks each size makes."""
     return tuple(-(-size // block) for size in sizes)
+
+
+def encoded(values: Sequence[int]) -> tuple[int, ...]:
+    """Integers for a kernel's tuple, so that Triton compiles once for all shapes; levels.decoded is the inverse.
+
+    Triton compiles anew for integers that are 1 or multiples of 16, and in tuples it cannot be told not to.
+    """
+    return tuple(2 * value + 3 for value in values)
 
 
 def power_of_two(size: int) -> int:
@@ -60,7 +68,7 @@ class Pyramid:
     heights: tuple[int, ...]
     widths: tuple[int, ...]
     gc: bool
-    tile: Tile
+    tile: tiles.Tile
 
     @functools.cached_property
     def pixels(self) -> tuple[int, ...]:
@@ -69,6 +77,15 @@ class Pyramid:
     @functools.cached_property
     def pixels_before(self) -> tuple[int, ...]:
         return before(self.pixels, self.images)
+
+    @functools.cached_property
+    def mask_size(self) -> tuple[int, ...]:
+        """Pixels of an image's mask in memory: rows of loads start where 128 bits can be loaded."""
+        return tuple(8 * blocks for blocks in cut(self.pixels, 8))
+
+    @functools.cached_property
+    def mask_before(self) -> tuple[int, ...]:
+        return before(self.mask_size, self.images)
 
     @functools.cached_property
     def channels_before(self) -> tuple[int, ...]:
@@ -97,7 +114,7 @@ class Pyramid:
             heights=tuple(s.shape[2] for s in students),
             widths=tuple(s.shape[3] for s in students),
             gc=gc,
-            tile=tile_for(max(channels), size),
+            tile=tiles.tile_for(max(channels), size, tiles.short_of_registers(students[0].device)),
         )
 
 
@@ -113,6 +130,11 @@ class Layouts:
     def present(self) -> int:
         """The set of kinds, as bits."""
         return sum(1 << kind for kind in set(self.kinds))
+
+    @property
+    def same_rows(self) -> bool:
+        """Whether a tile of any of the tensors has the same offsets."""
+        return all(len({tensor.row for tensor in level}) == 1 for level in zip(*self.strides, strict=True))
 
     def images(self, which: int) -> tuple[int, ...]:
         return tuple(s.image for s in self.strides[which])
@@ -132,7 +154,7 @@ class Layouts:
                 x.data_ptr() % 16 == 0 and s.row % align == 0 and s.image % align == 0
                 for x, s in zip(level, found, strict=True)
             )
-            kinds.append((0 if in_rows else ROWS_KINDS) + (0 if aligned else 1))
+            kinds.append((0 if in_rows else tiles.ROWS_KINDS) + (0 if aligned else 1))
             wide = wide or any((rows + 2048) * s.row + length + 2048 >= 2**31 for s in found)
             strides.append(found)
         return cls(tuple(zip(*strides, strict=True)), tuple(kinds), wide)

@@ -29,6 +29,15 @@ def pixel_index(first, LAYOUT: tl.constexpr, GROUPS: tl.constexpr, PART: tl.cons
 
 
 @triton.jit
+def map_index(index, pixels, p, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """Where a tile's pixels lie in one of an image's maps. ROWS: V neighbours are read and written at once."""
+    if LAYOUT == 0:
+        return tl.multiple_of(index * pixels + p, (1, ALIGN))
+    else:
+        return index * pixels + p
+
+
+@triton.jit
 def over_pixels(x, LAYOUT: tl.constexpr):
     """A vector of channels, to be broadcast to a tile."""
     if LAYOUT == 0:
@@ -112,19 +121,35 @@ def tile_offset(row, c, p, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.c
 @triton.jit
 def load_tile(
     base,
-    row,
+    offset,
     c,
-    p,
     exists,
     channels,
     LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr,
 ):
-    """Features, as float32 whatever they are in memory, zeros outside; `row` as in tile_offset."""
+    """Features, as float32 whatever they are in memory, zeros outside."""
     mask = tile_mask(c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-    return tl.load(base + tile_offset(row, c, p, LAYOUT, ALIGN, WIDE), mask=mask, other=0.0).to(tl.float32)
+    return tl.load(base + offset, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def second_offset(
+    offset,
+    row,
+    c,
+    p,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
+):
+    """tile_offset of another tensor, which has the same rows as a first one or its own. Saves registers."""
+    if SAME_ROWS:
+        return offset
+    else:
+        return tile_offset(row, c, p, LAYOUT, ALIGN, WIDE)
 
 
 @triton.jit

@@ -10,7 +10,10 @@ Kinds of layout, as numbered in the kernels (tile.py has the axes):
     2 CHANNELS   channels_last, likewise  3 CHANNELS_ODD   channels_last, C not a multiple of a 128-bit load
 """
 
+import functools
 from typing import NamedTuple
+
+import torch
 
 ROWS_KINDS = 2  # kinds below are NCHW
 
@@ -33,12 +36,26 @@ _CHUNK = 256
 _SLICE = {4: 384, 2: 512}  # by element size: partial sums are 8 numbers a slice and channel, 2 or 3 % of a map
 
 
-def tile_for(channels: int, element_size: int) -> Tile:
+def tile_for(channels: int, element_size: int, short_of_registers: bool) -> Tile:
     """The tile for features of that many channels; `element_size`: of the wider of student and teacher, in bytes."""
-    fits = [block for block in _TABLE if block >= channels]
+    fits = [block for block in _TABLE if block >= channels and not (short_of_registers and block > _CHUNK)]
     block_c = fits[0] if fits else _CHUNK
     pixels, warps = _TABLE[block_c]
     align = 16 // element_size
     parts = (align, 4, 4, 4)
     groups = (*(pixels // part for part in parts[:3]), pixels // 8)  # the last kind's addresses take more registers
+    warps = 2 * warps if short_of_registers or not fits else warps
     return Tile(block_c, groups, parts, warps, _SLICE[element_size], align, not fits)
+
+
+@functools.cache
+def short_of_registers(device: torch.device) -> bool:
+    """Whether the compiler spills with 32 elements a thread, and needs 16: sm_10x, and AMD's RDNA.
+
+    sm_10x computes in pairs of registers. RDNA has 256 registers as all others, but scalars take more of them.
+    """
+    if device.type != "cuda":
+        return False
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx10", "gfx11", "gfx12"))
+    return torch.cuda.get_device_capability(device)[0] == 10

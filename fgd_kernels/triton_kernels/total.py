@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pyramid import Grid, Pyramid
+from .levels import decoded
+from .pyramid import Grid, Pyramid, encoded
 from .slices import sum_blocks
 
 _LEVELS = ["weights", "first", "parts"]
@@ -41,7 +42,7 @@ def total(
             value = sum_blocks(terms + 4 * level * images + i, 4, images, BLOCK)
             if i == 3:
                 if GC:
-                    value += sum_blocks(shifted + first[level], 1, images * parts[level], BLOCK)
+                    value += sum_blocks(shifted + decoded(first[level]), 1, images * decoded(parts[level]), BLOCK)
                 else:
                     value = 0.0
             value *= weights[4 * level + i]
@@ -62,11 +63,12 @@ def launch(p: Pyramid, weights: Sequence[float], terms: Tensor, shifted: Tensor,
         weighted,
         *scalars,
         tuple(weight / p.images for weight in weights),
-        grid.first,
-        grid.parts,
+        encoded(grid.first),
+        encoded(grid.parts),
         p.images,
         GC=p.gc,
         BLOCK=32,
         num_warps=1,
+        enable_fp_fusion=False,
     )
     return (*scalars, weighted)

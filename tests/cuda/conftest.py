@@ -6,21 +6,36 @@ import sys
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "ptx")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "ptx"), str(HERE.parent)]
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` need a device; those that compile kernels need nvcc."""
+    """Tests that compile kernels need nvcc; those marked `gpu` need a device and the compiled library."""
     import compiled
-    import torch
 
     from fgd_kernels import ops
 
-    here = [item for item in items if pathlib.Path(item.fspath).parent == HERE]
     status = ops.backends()["cuda"]
-    no_gpu = None if torch.cuda.is_available() and status.available else f"needs a GPU: {status.reason}"
-    for item in here:
-        on_device = item.get_closest_marker("gpu")
-        why = no_gpu if on_device else compiled.missing()
-        if why and not item.get_closest_marker("plain"):
+    for item in items:
+        if HERE not in pathlib.Path(item.fspath).parents:
+            continue
+        if item.get_closest_marker("gpu"):
+            why = None if status.available else f"needs a GPU: {status.reason}"
+        else:
+            why = compiled.missing()
+        if why:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """A backend "ptx" for FGDLoss and the like: the CUDA kernels in the interpreter. Yields the runs it made."""
+    import device
+
+    from fgd_kernels import ops
+
+    choose, find, runs = ops.choose_backend, ops._operator, []
+    monkeypatch.setitem(ops._NAMES, "ptx", "ptx")
+    monkeypatch.setattr(ops, "choose_backend", lambda name, *rest: name if name == "ptx" else choose(name, *rest))
+    monkeypatch.setattr(ops, "_operator", lambda name: device.operator(runs) if name == "ptx" else find(name))
+    return runs

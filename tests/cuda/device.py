@@ -5,10 +5,11 @@ import functools
 
 import numpy as np
 import torch
-from compiled import Features, Level, Pyramid, UNITS, plan, plans, ptx_of
+from compiled import UNITS, Features, Level, Pyramid, plan, plans, ptx_of
 from interpreter import GPU, Counts, parse
 
 from fgd_kernels import ops
+from fgd_kernels.boxes import PackedBoxes
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -151,7 +152,7 @@ class Loss:
         return self.device.read(self.pyramid.stats, (self.stats_size,), self.sum_type)
 
     def backward(self, grads, need_student: bool = True, need_gc_block: bool = True):
-        """The student's gradients and the GcBlocks', after forward."""
+        """The student's gradients and the GcBlocks', after forward. What was not asked for stays NaN."""
         p, empty = self.pyramid, self.device.gpu.empty
         p.grads = self.device.put(torch.as_tensor(grads, dtype=self.sum_type))
         p.need_student, p.need_gc_block = need_student, need_gc_block and bool(self.gc_block)
@@ -169,3 +170,33 @@ class Loss:
         for i, tensor in enumerate(self.gc_block):
             parameters.append(self.device.read(self.levels[i // 16].gc_grads[i % 16], tensor.shape, self.sum_type))
         return students, parameters
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, run: Loss, *inputs):
+        ctx.run = run
+        terms, sums, _, _ = run.forward()
+        ctx.mark_non_differentiable(terms)
+        return (*sums.unbind(), terms)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        run, levels = ctx.run, len(ctx.run.student)
+        need_student, need_gc = any(ctx.needs_input_grad[1 : 1 + levels]), any(ctx.needs_input_grad[1 + levels :])
+        students, parameters = run.backward(torch.stack(grads[:4]), need_student, need_gc)
+        parameters = parameters if need_gc else [None] * len(run.gc_block)
+        return (None, *(students if need_student else [None] * levels), *parameters)
+
+
+def operator(runs: list, **options):
+    """Like torch.ops.fgd_kernels.forward; appends every Loss to `runs`. `options` go to Device."""
+
+    def forward(student, teacher, values, offsets, sizes, gc_block, weights, spatial, channel):
+        detached = [[t.detach() for t in tensors] for tensors in (student, teacher, gc_block)]
+        boxes = PackedBoxes(values, offsets, sizes)
+        run = Loss(*detached[:2], boxes, detached[2], weights, spatial, channel, **options)
+        runs.append(run)
+        return tuple(x.clone() for x in _Differentiable.apply(run, *student, *gc_block))
+
+    return forward

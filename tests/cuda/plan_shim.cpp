@@ -90,7 +90,8 @@ static Plan plan_of(const ShimPyramid& in, int backward, void* scratch, int mult
   BackwardOutput out;
   for (int l = 0; l < in.level_count; ++l) {
     const ShimLevel& level = in.levels[l];
-    if (in.need_student) out.student.push_back(features_of(level.grad, level.channels, in.student_type, level.pixels_dense));
+    if (in.need_student)
+      out.student.push_back(features_of(level.grad, level.channels, in.student_type, level.pixels_dense));
     for (int i = 0; in.need_gc_block && i < kGcTensors; ++i) out.gc_block.push_back(level.gc_grads[i]);
   }
   return plan_backward(p, in.grads, in.maps, in.stats, out, scratch, multiprocessors);

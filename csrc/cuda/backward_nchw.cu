@@ -1,0 +1,131 @@
+// Backward over features whose pixels are dense (NCHW), C <= 256, student and teacher of one type; the equation is in
+// backward_pixels.cuh. A block does a chunk, tile after tile of pixels with all channels:
+//
+//   1. per pixel    u_s, u_t                             from registers; the next tile's loads are sent off behind it
+//   2. per pixel    the factors
+//   3.              ∂L/∂s, written; parts of ∂L/∂Wk      from the same registers
+//
+//   student, teacher, grad  [N][C][P] with any strides of image and channel
+//   maps, stats             [N][kMaps][P], [N][kStats][C]
+//   chunk_sums              [N][chunks][2][C]   out: parts of ∂L/∂Wk of student and teacher
+#include "backward_pixels.cuh"
+#include "nchw.cuh"
+
+namespace fgd::cuda::nchw {
+
+template <class T>
+FGD_DEVICE void share_projections(const Tile<T>& tile, const ChannelFactors<float> (&channels)[kRows],
+                                  FactorStep<float, kTilePixels<T>>& step) {
+  float u[2][kPacket<T>] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    float s[kPacket<T>], t[kPacket<T>];
+    unpack(tile.student[i], s, T{});
+    unpack(tile.teacher[i], t, T{});
+#pragma unroll
+    for (int j = 0; j < kPacket<T>; ++j) {
+      u[0][j] += channels[i].context_s * s[j];
+      u[1][j] += channels[i].context_t * t[j];
+    }
+  }
+  const int lane = lane_index(), pixel = column() * kPacket<T> + owned_sum<kPacket<T>, kColumns>(lane);
+#pragma unroll
+  for (int net = 0; net < 2; ++net) {
+    const float x = sum_over_lanes<kPacket<T>, kColumns, 32>(u[net], lane);
+    if (kPacket<T> == 32 / kColumns || lane < kColumns * kPacket<T>) step.part[net][warp_index()][pixel] = x;
+  }
+}
+
+template <class T>
+struct Gradients {
+  T* data;  // of the image, at this thread's column
+  int64_t channel;
+  bool vectors;
+  FGD_DEVICE Gradients(const Level& level, int image)
+      : data(level.grad.data ? image_data<T>(level.grad, image) + column() * kPacket<T> : nullptr),
+        channel(level.grad.channel),
+        vectors(level.grad.vectors) {}
+  FGD_DEVICE void store(int c, int first, int end, const uint4& packet) const {
+    T* to = data + c * channel + first;
+    if (vectors && first + kTilePixels<T> <= end)
+      store_packet(to, packet);
+    else
+      scatter_packet(to, packet, end - first - column() * kPacket<T>);
+  }
+};
+
+template <class T>
+FGD_DEVICE void write_gradient(const Tile<T>& tile, const ChannelFactors<float> (&channels)[kRows], float direct,
+                               const FactorStep<float, kTilePixels<T>>& step, const Level& level,
+                               const Gradients<T>& out, int first, int end, float (&key)[kRows][2]) {
+  float factor[kFactors][kPacket<T>];
+#pragma unroll
+  for (int k = 0; k < kFactors; ++k) read_columns(step.factor[k], factor[k]);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    float s[kPacket<T>], t[kPacket<T>], grad[kPacket<T>];
+    unpack(tile.student[i], s, T{});
+    unpack(tile.teacher[i], t, T{});
+#pragma unroll
+    for (int j = 0; j < kPacket<T>; ++j) {
+      grad[j] = gradient(s[j], s[j] - t[j], channels[i], direct, factor[kFactorFeature][j], factor[kFactorSign][j],
+                         factor[kFactorContext][j], factor[kFactorKeyS][j]);
+      key[i][0] += factor[kFactorKeyS][j] * s[j];
+      key[i][1] += factor[kFactorKeyT][j] * t[j];
+    }
+    if (out.data && channel(i) < level.channels) out.store(channel(i), first, end, pack(grad, T{}));
+  }
+}
+
+template <class T>
+FGD_DEVICE void backward(const PyramidParams& p) {
+  constexpr int kPixels = kTilePixels<T>;
+  __shared__ __align__(16) FactorStep<float, kPixels> step;
+  const Chunk chunk = chunk_of_block(p);
+  const Level& level = p.levels[chunk.level];
+  const Rows<T> rows(level, chunk.image);
+  Tile<T> tile, next;
+  rows.load(level, chunk.begin, chunk.end, tile);
+  const Upstream<float> up(p, level);
+  const float mean_s = context_mean<float>(p, level, chunk.image, 0);
+  const float mean_t = context_mean<float>(p, level, chunk.image, 1);
+  ChannelFactors<float> channels[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) channels[i] = channel_factors(p, level, chunk.image, up, channel(i));
+  const Gradients<T> out(level, chunk.image);
+  const float* maps = image_maps<float>(level, chunk.image);
+  const int net = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
+  float key[kRows][2] = {};
+  for (int first = chunk.begin; first < chunk.end; first += kPixels) {
+    PixelMaps<float> pixel_maps;
+    if (net < 2 && first + pixel < chunk.end) pixel_maps.load(maps, level.pixels, net, first + pixel);
+    share_projections<T>(tile, channels, step);
+    if (first + kPixels < chunk.end) rows.load(level, first + kPixels, chunk.end, next);
+    __syncthreads();
+    finish_factors(step, up, pixel_maps, net ? mean_t : mean_s);
+    __syncthreads();
+    write_gradient<T>(tile, channels, up.direct, step, level, out, first, chunk.end, key);
+    tile = next;
+  }
+  float* parts = key_parts<float>(level, chunk);
+  if (!parts) return;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i)
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const float x = add_over_lanes<1, kColumns>(key[i][k]);
+      if (column() == 0 && channel(i) < level.channels) parts[k * level.channels + channel(i)] = x;
+    }
+}
+
+}  // namespace fgd::cuda::nchw
+
+using fgd::cuda::PyramidParams;
+
+#define FGD_KERNEL(name, T)                                                                                            \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ PyramidParams p) { \
+    fgd::cuda::nchw::backward<T>(p);                                                                                   \
+  }
+FGD_KERNEL(fgd_backward_nchw_f32, float)
+FGD_KERNEL(fgd_backward_nchw_f16, __half)
+FGD_KERNEL(fgd_backward_nchw_bf16, __nv_bfloat16)

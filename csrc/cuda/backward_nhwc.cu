@@ -1,0 +1,176 @@
+// Backward over features whose channels are dense (channels_last), C <= 256, student and teacher of one type; the
+// equation is in backward_pixels.cuh. Each warp does whole pixels and waits for no other one; the block's parts of
+// ∂L/∂Wk are added once, at the end of the chunk.
+//
+//   student, teacher, grad  [N][P][C] with any strides of image and pixel
+//   maps, stats             [N][kMaps][P], [N][kStats][C]
+//   chunk_sums              [N][chunks][2][C]   out: parts of ∂L/∂Wk of student and teacher
+#include "backward_pixels.cuh"
+#include "nhwc.cuh"
+
+namespace fgd::cuda::nhwc {
+
+// After the exchange over lanes, a lane holds u of one net and one pixel.
+template <class T>
+struct LaneRole {
+  static constexpr int kSums = 2 * kPixels<T>;
+  int net, pixel;
+  bool first_copy;
+  FGD_DEVICE LaneRole() {
+    const int sum = owned_sum<kSums, 1>(lane_index());
+    net = sum / kPixels<T>;
+    pixel = sum % kPixels<T>;
+    first_copy = lane_index() < kSums;
+  }
+};
+
+// own: those of channel threadIdx.x.
+template <class T>
+FGD_DEVICE void load_factors(const ChannelFactors<float>& own, float* staged,
+                             ChannelFactors<float> (&channels)[kChannels]) {
+  using Factors = ChannelFactors<float>;
+  constexpr float Factors::* kFields[] = {&Factors::attention, &Factors::shift,     &Factors::sign,
+                                          &Factors::context_s, &Factors::context_t, &Factors::key};
+#pragma unroll
+  for (int k = 0; k < 6; ++k) {
+    float values[kChannels];
+    spread_channels<T>(staged, [&](int) { return own.*kFields[k]; }, values);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) channels[i].*kFields[k] = values[i];
+  }
+}
+
+template <class T>
+FGD_DEVICE float projection(const Step<T>& step, const ChannelFactors<float> (&channels)[kChannels]) {
+  float u[2 * kPixels<T>] = {};
+#pragma unroll
+  for (int j = 0; j < kPixels<T>; ++j) {
+    float s[kChannels], t[kChannels];
+    unpack_channels<T>(step.student[j], s);
+    unpack_channels<T>(step.teacher[j], t);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      u[j] += channels[i].context_s * s[i];
+      u[kPixels<T> + j] += channels[i].context_t * t[i];
+    }
+  }
+  return sum_over_lanes<2 * kPixels<T>, 1, 32>(u, lane_index());
+}
+
+template <class T>
+struct WarpFactors {  // in shared memory
+  float value[kPixels<T>][8];
+};
+
+template <class T>
+FGD_DEVICE void share_factors(const LaneRole<T>& role, const Upstream<float>& up, const PixelMaps<float>& maps, float u,
+                              float mean, WarpFactors<T>& factors) {
+  if (!role.first_copy) return;
+  float* out = factors.value[role.pixel];
+  out[role.net ? kFactorKeyT : kFactorKeyS] = maps.context * (u - mean);
+  if (role.net) return;
+  out[kFactorFeature] = feature_factor(up, maps.focal);
+  out[kFactorSign] = up.attention * maps.attention;
+  out[kFactorContext] = maps.context;
+}
+
+template <class T>
+FGD_DEVICE void store_channels(const Level& level, int image, int pixel, const float (&grad)[kChannels]) {
+  T* row = image_data<T>(level.grad, image) + pixel * level.grad.pixel;
+#pragma unroll
+  for (int v = 0; v < kVectors<T>; ++v) {
+    const int c = first_channel<T>(v);
+    float part[kPacket<T>];
+#pragma unroll
+    for (int e = 0; e < kPacket<T>; ++e) part[e] = grad[v * kPacket<T> + e];
+    const uint4 packet = pack(part, T{});
+    if (!level.grad.vectors)
+      scatter_packet(row + c, packet, level.channels - c);
+    else if (c < level.channels)
+      store_packet(row + c, packet);
+  }
+}
+
+template <class T>
+FGD_DEVICE void write_gradient(const Step<T>& step, const ChannelFactors<float> (&channels)[kChannels], float direct,
+                               const WarpFactors<T>& factors, const Level& level, int image, int first, int end,
+                               float (&key)[2][kChannels]) {
+#pragma unroll
+  for (int j = 0; j < kPixels<T>; ++j) {
+    if (first + j >= end) continue;
+    const float* f = factors.value[j];
+    float s[kChannels], t[kChannels], grad[kChannels];
+    unpack_channels<T>(step.student[j], s);
+    unpack_channels<T>(step.teacher[j], t);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      grad[i] = gradient(s[i], s[i] - t[i], channels[i], direct, f[kFactorFeature], f[kFactorSign], f[kFactorContext],
+                         f[kFactorKeyS]);
+      key[0][i] += f[kFactorKeyS] * s[i];
+      key[1][i] += f[kFactorKeyT] * t[i];
+    }
+    if (level.grad.data) store_channels<T>(level, image, first + j, grad);
+  }
+}
+
+// Warp after warp adds its sums.
+template <class T>
+FGD_DEVICE void write_key_parts(const float (&key)[2][kChannels], int channels, float (&sum)[2][kMaxChannels],
+                                float* out) {
+  __syncthreads();  // `sum` served another purpose, and warps come here one by one
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp_index())
+      for_channels<T>([&](int i, int c) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) sum[k][c] = w == 0 ? key[k][i] : sum[k][c] + key[k][i];
+      });
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < 2 * channels; i += kThreads) out[i] = sum[i / channels][i % channels];
+}
+
+template <class T>
+FGD_DEVICE void backward(const PyramidParams& p) {
+  __shared__ __align__(16) WarpFactors<T> factors[kWarps];
+  __shared__ float key_sums[2][kMaxChannels];
+  const Chunk chunk = chunk_of_block(p);
+  const Level& level = p.levels[chunk.level];
+  const Image<T> image(level, chunk.image);
+  Step<T> step, next;
+  image.load(level, pixel_of<T>(chunk.begin, 0), chunk.end, step);
+  const Upstream<float> up(p, level);
+  const float mean_s = context_mean<float>(p, level, chunk.image, 0);
+  const float mean_t = context_mean<float>(p, level, chunk.image, 1);
+  ChannelFactors<float> channels[kChannels];
+  load_factors<T>(channel_factors(p, level, chunk.image, up, static_cast<int>(threadIdx.x)), key_sums[0], channels);
+  const LaneRole<T> role;
+  const float* maps = image_maps<float>(level, chunk.image);
+  float key[2][kChannels] = {};
+  const int last = (chunk.end - chunk.begin + kTile - 1) / kTile * kSteps<T>;
+  for (int i = 0; i < last; ++i) {
+    const int first = pixel_of<T>(chunk.begin, i);
+    PixelMaps<float> pixel_maps;
+    if (first + role.pixel < chunk.end) pixel_maps.load(maps, level.pixels, role.net, first + role.pixel);
+    const float u = projection<T>(step, channels);
+    if (i + 1 < last) image.load(level, pixel_of<T>(chunk.begin, i + 1), chunk.end, next);
+    share_factors<T>(role, up, pixel_maps, u, role.net ? mean_t : mean_s, factors[warp_index()]);
+    __syncwarp();
+    write_gradient<T>(step, channels, up.direct, factors[warp_index()], level, chunk.image, first, chunk.end, key);
+    __syncwarp();
+    step = next;
+  }
+  float* parts = key_parts<float>(level, chunk);
+  if (parts) write_key_parts<T>(key, level.channels, key_sums, parts);
+}
+
+}  // namespace fgd::cuda::nhwc
+
+using fgd::cuda::PyramidParams;
+
+#define FGD_KERNEL(name, T)                                                                                            \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ PyramidParams p) { \
+    fgd::cuda::nhwc::backward<T>(p);                                                                                   \
+  }
+FGD_KERNEL(fgd_backward_nhwc_f32, float)
+FGD_KERNEL(fgd_backward_nhwc_f16, __half)
+FGD_KERNEL(fgd_backward_nhwc_bf16, __nv_bfloat16)

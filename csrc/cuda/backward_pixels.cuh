@@ -1,0 +1,132 @@
+// The gradient of one pair (s, t), d = s - t, with upstream gradients g_fg .. g_gl (the terms' weights and 1/N
+// included):
+//
+//   ∂L/∂s[c,p] = 2·d·A^C_t[c]·A^S_t[p]·(g_fg fg[p] + g_bg [fg[p]=0]/n_bg)                    feature loss
+//              + 2·g_gl·(d + r[c])                                                           global loss, direct
+//              + g_at·sign(s)·( h_S[p] + h_C[c] )                                            attention loss
+//              + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
+//   ∂L/∂Wk_s[c] = Σp q[p]·(u[p] - ū)·s[c,p], and the same of the teacher
+//
+// and the middle of a tile: from the parts of u to the pixels' factors. maps and stats are what forward saved.
+#pragma once
+
+#include "device.cuh"
+
+namespace fgd::cuda {
+
+// Per pixel.
+enum Factor : int {
+  kFactorFeature,  // of d·A^C_t
+  kFactorSign,     // g_at·h_S
+  kFactorContext,  // q_s
+  kFactorKeyS,     // q_s·(u_s - ū_s)
+  kFactorKeyT,     // q_t·(u_t - ū_t)
+  kFactors
+};
+
+// Per channel.
+template <class A>
+struct ChannelFactors {
+  A attention, shift, sign, context_s, context_t, key;
+};
+
+template <class A>
+struct Upstream {
+  A fg, bg, attention, direct;  // 2·g_fg, -2·g_bg, g_at, 2·g_gl
+  FGD_DEVICE Upstream(const PyramidParams& p, const Level& level) {
+    const A* grads = static_cast<const A*>(p.grads);
+    auto at = [&](int term) { return static_cast<A>(grads[term] * level.weights[term]); };
+    fg = 2 * at(kFg);
+    bg = -2 * at(kBg);
+    attention = at(kAttention);
+    direct = level.context_grad ? 2 * at(kGlobal) : A{0};
+  }
+};
+
+template <class A>
+FGD_DEVICE const A* context_grad(const PyramidParams& p, const Level& level, int image, int net) {
+  const A* grads = static_cast<const A*>(level.context_grad);
+  return grads ? grads + (int64_t{net} * p.images + image) * level.channels : nullptr;
+}
+
+// Zeros for a channel that is not there.
+template <class A>
+FGD_DEVICE ChannelFactors<A> channel_factors(const PyramidParams& p, const Level& level, int image,
+                                             const Upstream<A>& up, int c) {
+  if (c >= level.channels) return {};
+  const int C = level.channels;
+  const A* stats = image_stats<A>(level, image);
+  const A *grad_s = context_grad<A>(p, level, image, 0), *grad_t = context_grad<A>(p, level, image, 1);
+  return {stats[kStatAttention * C + c],
+          grad_s ? up.direct * stats[kStatShift * C + c] : A{0},
+          up.attention * stats[kStatAttentionGrad * C + c],
+          grad_s ? grad_s[c] : A{0},
+          grad_s ? grad_t[c] : A{0},
+          level.key_s ? static_cast<const A*>(level.key_s)[c] : A{0}};
+}
+
+template <class A>
+FGD_DEVICE A gradient(A s, A d, const ChannelFactors<A>& c, A direct, A feature, A sign, A context, A key) {
+  const A smooth = d * (c.attention * feature + direct) + c.shift;
+  return smooth + sign_times(s, sign + c.sign) + c.context_s * context + c.key * key;
+}
+
+// ū = g_ctx·ctx of an image; for all threads of a block.
+template <class A>
+FGD_DEVICE A context_mean(const PyramidParams& p, const Level& level, int image, int net) {
+  __shared__ double part[kWarps];
+  const A* grad = context_grad<A>(p, level, image, net);
+  if (!grad) return 0;
+  const A* context = image_stats<A>(level, image) + (net ? kStatContextT : kStatContextS) * level.channels;
+  double sum = 0;
+  for (int c = threadIdx.x; c < level.channels; c += kThreads) sum += static_cast<double>(grad[c]) * context[c];
+  return static_cast<A>(add_over_block(sum, part));
+}
+
+template <class A, int kPixels>
+struct FactorStep {  // in shared memory
+  A part[2][kWarps][kPixels];
+  A factor[kFactors][kPixels];
+};
+
+// What one thread of (net, pixel) needs of a pixel: loaded early, used after the barrier.
+template <class A>
+struct PixelMaps {
+  A context = 0, focal = 0, attention = 0;
+  // pixel < end
+  FGD_DEVICE void load(const A* maps, int64_t size, int net, int pixel) {
+    context = maps[(net ? kMapContextT : kMapContextS) * size + pixel];
+    if (net) return;
+    focal = maps[kMapFocal * size + pixel];
+    attention = maps[kMapAttention * size + pixel];
+  }
+};
+
+template <class A>
+FGD_DEVICE A feature_factor(const Upstream<A>& up, A focal) {
+  return focal * (focal > 0 ? up.fg : up.bg);
+}
+
+// Between two barriers; threads -> (net, pixel). mean: ū of this thread's net.
+template <class A, int kPixels>
+FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& up, const PixelMaps<A>& maps, A mean) {
+  if (threadIdx.x >= 2 * kPixels) return;
+  const int net = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
+  A u = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) u += step.part[net][w][pixel];
+  step.factor[net ? kFactorKeyT : kFactorKeyS][pixel] = maps.context * (u - mean);
+  if (net) return;
+  step.factor[kFactorFeature][pixel] = feature_factor(up, maps.focal);
+  step.factor[kFactorSign][pixel] = up.attention * maps.attention;
+  step.factor[kFactorContext][pixel] = maps.context;
+}
+
+// Where a chunk's parts of ∂L/∂Wk go: [2][C]; null if nobody asked.
+template <class A>
+FGD_DEVICE A* key_parts(const Level& level, const Chunk& chunk) {
+  A* parts = static_cast<A*>(level.chunk_sums);
+  return parts ? parts + (int64_t{chunk.image} * level.chunks + chunk.index) * 2 * level.channels : nullptr;
+}
+
+}  // namespace fgd::cuda

@@ -1,0 +1,74 @@
+# The CUDA kernels, as the library fgd_cuda; sets FGD_WITH_CUDA. Included by CMakeLists.txt, decided by:
+#
+#   FGD_NO_CUDA=1 or -DFGD_CUDA=OFF     no
+#   FGD_FORCE_CUDA=1 or -DFGD_CUDA=ON   yes; without nvcc that is an error
+#   TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"  yes where there is an nvcc, for these architectures
+#   none of them (AUTO)                 no: all architectures take minutes, one takes most of a minute (docs/cuda.md), and
+#                                       a GPU has the Triton kernels without any build
+#
+# Never by whether a GPU is visible here: the machine that builds is often not the one that runs.
+set(FGD_WITH_CUDA OFF)
+
+set(fgd_cuda_wanted ${FGD_CUDA})
+if(FGD_CUDA STREQUAL "AUTO")
+  if("$ENV{FGD_NO_CUDA}" STREQUAL "1")
+    set(fgd_cuda_wanted OFF)
+  elseif("$ENV{FGD_FORCE_CUDA}" STREQUAL "1")
+    set(fgd_cuda_wanted ON)
+  elseif("$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "" AND FGD_CUDA_ARCHITECTURES STREQUAL "")
+    message(STATUS "FGD: CPU kernels alone; the CUDA kernels are built with FGD_FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST")
+    return()
+  endif()
+endif()
+if(fgd_cuda_wanted STREQUAL "OFF")
+  message(STATUS "FGD: CPU kernels alone, as asked for")
+  return()
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(fgd_cuda_wanted STREQUAL "ON")
+    message(FATAL_ERROR "FGD: the CUDA kernels were asked for, but no nvcc was found (PATH, CUDACXX)")
+  endif()
+  message(STATUS "FGD: CPU kernels alone; no nvcc was found (PATH, CUDACXX)")
+  return()
+endif()
+
+# "8.0;9.0a+PTX" to "80-real;90a-real;90a-virtual".
+function(fgd_architectures_of list out)
+  string(REGEX REPLACE "[ ,]+" ";" entries "${list}")
+  set(found "")
+  foreach(entry IN LISTS entries)
+    if(NOT entry MATCHES "^([0-9]+)\\.([0-9]+[af]?)(\\+PTX)?$")
+      message(FATAL_ERROR "TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0 or 9.0+PTX, got '${entry}'")
+    endif()
+    list(APPEND found "${CMAKE_MATCH_1}${CMAKE_MATCH_2}-real")
+    if(CMAKE_MATCH_3)
+      list(APPEND found "${CMAKE_MATCH_1}${CMAKE_MATCH_2}-virtual")
+    endif()
+  endforeach()
+  set(${out} "${found}" PARENT_SCOPE)
+endfunction()
+
+set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target's own
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+if(FGD_CUDA_ARCHITECTURES)
+  set(fgd_architectures ${FGD_CUDA_ARCHITECTURES})
+elseif(NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
+  fgd_architectures_of("$ENV{TORCH_CUDA_ARCH_LIST}" fgd_architectures)
+elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
+  set(fgd_architectures 75-real 80-real 86-real 89-real 90-real 90-virtual)
+else()
+  set(fgd_architectures 75-real 80-real 86-real 89-real 90-real 100-real 120-real 120-virtual)
+endif()
+message(STATUS "FGD: CPU and CUDA kernels, for ${fgd_architectures} (nvcc ${CMAKE_CUDA_COMPILER_VERSION})")
+
+file(GLOB fgd_cuda_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*.cu)
+add_library(fgd_cuda STATIC ${fgd_cuda_sources} ${CMAKE_CURRENT_LIST_DIR}/plan.cpp)
+target_include_directories(fgd_cuda PUBLIC ${CMAKE_CURRENT_LIST_DIR} ${CMAKE_CURRENT_LIST_DIR}/../include)
+set_target_properties(
+  fgd_cuda PROPERTIES CUDA_ARCHITECTURES "${fgd_architectures}" CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden
+                      CUDA_RUNTIME_LIBRARY Static)
+set(FGD_WITH_CUDA ON)

@@ -1,0 +1,252 @@
+// What every kernel uses: packets of 16 bytes, sums over lanes and blocks, and the way from a block to its work.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "params.h"
+
+namespace fgd::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarps = kThreads / 32;
+
+#define FGD_DEVICE __device__ __forceinline__
+
+FGD_DEVICE int lane_index() { return threadIdx.x & 31; }
+FGD_DEVICE int warp_index() { return threadIdx.x >> 5; }
+
+FGD_DEVICE float exponential(float x) { return expf(x); }
+FGD_DEVICE double exponential(double x) { return exp(x); }
+FGD_DEVICE float absolute(float x) { return fabsf(x); }
+FGD_DEVICE double absolute(double x) { return fabs(x); }
+// A NaN in `a` stays out, as in fmaxf: it reaches the result through the sums of exponentials.
+FGD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+FGD_DEVICE double larger(double a, double b) { return fmax(a, b); }
+
+// exp(from - to) for maxima that may both be -inf, which then are equal.
+template <class A>
+FGD_DEVICE A rescale(A from, A to) {
+  return from == to ? A{1} : exponential(from - to);
+}
+
+template <class A>
+FGD_DEVICE A minus_infinity() {
+  return static_cast<A>(-INFINITY);
+}
+
+// sign(s)·x; 0 where s is 0.
+template <class A>
+FGD_DEVICE A sign_times(A s, A x) {
+  return s == A{0} ? A{0} : x * copysign(A{1}, s);
+}
+
+template <class A>
+FGD_DEVICE A sign_of(A x) {
+  return x > 0 ? A{1} : x < 0 ? A{-1} : x;
+}
+
+// What threads read in place of channels that are not there: cheaper than a branch or a factor at every use.
+static __device__ const uint4 kZeros[4] = {};
+
+// ---- packets -------------------------------------------------------------------------------------------------------
+
+template <class T>
+constexpr int kPacket = 16 / sizeof(T);  // elements
+
+FGD_DEVICE void unpack(const uint4& packet, float (&out)[4], float) {
+  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(word[i]);
+}
+FGD_DEVICE void unpack(const uint4& packet, float (&out)[8], __nv_bfloat16) {
+  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = __uint_as_float(word[i] << 16);
+    out[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+  }
+}
+FGD_DEVICE void unpack(const uint4& packet, float (&out)[8], __half) {
+  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word[i]));
+    out[2 * i] = pair.x;
+    out[2 * i + 1] = pair.y;
+  }
+}
+
+FGD_DEVICE uint4 pack(const float (&in)[4], float) {
+  return {__float_as_uint(in[0]), __float_as_uint(in[1]), __float_as_uint(in[2]), __float_as_uint(in[3])};
+}
+FGD_DEVICE uint4 pack(const float (&in)[8], __nv_bfloat16) {
+  unsigned word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(in[2 * i], in[2 * i + 1]);
+    word[i] = *reinterpret_cast<const unsigned*>(&pair);
+  }
+  return {word[0], word[1], word[2], word[3]};
+}
+FGD_DEVICE uint4 pack(const float (&in)[8], __half) {
+  unsigned word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __half2 pair = __floats2half2_rn(in[2 * i], in[2 * i + 1]);
+    word[i] = *reinterpret_cast<const unsigned*>(&pair);
+  }
+  return {word[0], word[1], word[2], word[3]};
+}
+
+FGD_DEVICE uint4 load_packet(const void* from) { return __ldg(static_cast<const uint4*>(from)); }
+FGD_DEVICE void store_packet(void* to, const uint4& packet) { __stcg(reinterpret_cast<uint4*>(to), packet); }
+
+// The bits of up to `count` elements, zeros behind them: where a packet is not aligned or reaches over an end.
+template <class T>
+FGD_DEVICE uint4 gather_packet(const T* from, int count) {
+  unsigned word[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < kPacket<T>; ++i) {
+    if (i >= count) continue;
+    if constexpr (sizeof(T) == 4)
+      word[i] = __ldg(reinterpret_cast<const unsigned*>(from) + i);
+    else
+      word[i / 2] |= static_cast<unsigned>(__ldg(reinterpret_cast<const unsigned short*>(from) + i)) << (i % 2 * 16);
+  }
+  return {word[0], word[1], word[2], word[3]};
+}
+
+template <class T>
+FGD_DEVICE void scatter_packet(T* to, const uint4& packet, int count) {
+  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
+#pragma unroll
+  for (int i = 0; i < kPacket<T>; ++i) {
+    if (i >= count) continue;
+    if constexpr (sizeof(T) == 4)
+      reinterpret_cast<unsigned*>(to)[i] = word[i];
+    else
+      reinterpret_cast<unsigned short*>(to)[i] = static_cast<unsigned short>(word[i / 2] >> (i % 2 * 16));
+  }
+}
+
+// ---- sums over lanes -----------------------------------------------------------------------------------------------
+
+// N sums over the lanes that differ in the bits from kBit up to kEnd, by halving exchange: every lane gives half of
+// its values away and keeps the other half, N/2 + N/4 + .. shuffles in place of N·log2(lanes). Lane `lane` is left
+// with the sum number owned_sum<N, kBit>(lane).
+template <int N, int kBit, int kEnd, class A>
+FGD_DEVICE A sum_over_lanes(const A (&value)[N], int lane) {
+  if constexpr (kBit == kEnd) {
+    static_assert(N == 1, "more sums than lanes");
+    return value[0];
+  } else if constexpr (N == 1) {
+    const A sum[1] = {value[0] + __shfl_xor_sync(kAllLanes, value[0], kBit)};
+    return sum_over_lanes<1, 2 * kBit, kEnd>(sum, lane);
+  } else {
+    const bool upper = lane & kBit;
+    A half[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      const A mine = upper ? value[i + N / 2] : value[i], other = upper ? value[i] : value[i + N / 2];
+      half[i] = mine + __shfl_xor_sync(kAllLanes, other, kBit);
+    }
+    return sum_over_lanes<N / 2, 2 * kBit, kEnd>(half, lane);
+  }
+}
+
+template <int N, int kBit>
+FGD_DEVICE int owned_sum(int lane) {
+  int index = 0;
+#pragma unroll
+  for (int half = N / 2, bit = kBit; half >= 1; half /= 2, bit *= 2) index += lane & bit ? half : 0;
+  return index;
+}
+
+template <int kBit, int kEnd, class A>
+FGD_DEVICE A max_over_lanes(A x) {
+#pragma unroll
+  for (int bit = kBit; bit < kEnd; bit *= 2) x = larger(x, __shfl_xor_sync(kAllLanes, x, bit));
+  return x;
+}
+
+template <int kBit, int kEnd, class A>
+FGD_DEVICE A add_over_lanes(A x) {
+#pragma unroll
+  for (int bit = kBit; bit < kEnd; bit *= 2) x += __shfl_xor_sync(kAllLanes, x, bit);
+  return x;
+}
+
+// Over a block, in a fixed order; every thread gets the result. scratch: [kWarps].
+template <class A>
+FGD_DEVICE A add_over_block(A x, A* scratch) {
+  x = add_over_lanes<1, 32>(x);
+  __syncthreads();
+  if (lane_index() == 0) scratch[warp_index()] = x;
+  __syncthreads();
+  x = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) x += scratch[w];
+  return x;
+}
+
+template <class A>
+FGD_DEVICE A max_over_block(A x, A* scratch) {
+  x = max_over_lanes<1, 32>(x);
+  __syncthreads();
+  if (lane_index() == 0) scratch[warp_index()] = x;
+  __syncthreads();
+  x = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kWarps; ++w) x = larger(x, scratch[w]);
+  return x;
+}
+
+// ---- from a block to its work --------------------------------------------------------------------------------------
+
+// The last level that begins at or before a block.
+template <class Levels>
+FGD_DEVICE int level_of_block(const Levels& levels, int count, int block) {
+  int level = 0;
+  for (int l = 1; l < count; ++l)
+    if (block >= levels[l].first_block) level = l;
+  return level;
+}
+
+// A block of the pass over the features: a chunk of an image of a level.
+struct Chunk {
+  int level, image, index;  // index: of the chunk in its image
+  int begin, end;           // pixels
+};
+
+FGD_DEVICE Chunk chunk_of_block(const PyramidParams& p) {
+  Chunk chunk;
+  chunk.level = level_of_block(p.levels, p.level_count, blockIdx.x);
+  const Level& level = p.levels[chunk.level];
+  const int job = blockIdx.x - level.first_block;
+  chunk.image = job / level.chunks;
+  chunk.index = job - chunk.image * level.chunks;
+  chunk.begin = chunk.index * level.chunk_pixels;
+  chunk.end = min(level.pixels, chunk.begin + level.chunk_pixels);
+  return chunk;
+}
+
+template <class T>
+FGD_DEVICE T* image_data(const Features& f, int image) {
+  return static_cast<T*>(f.data) + image * f.image;
+}
+
+template <class A>
+FGD_DEVICE A* image_maps(const Level& level, int image) {
+  return static_cast<A*>(level.maps) + int64_t{image} * kMaps * level.pixels;
+}
+template <class A>
+FGD_DEVICE A* image_stats(const Level& level, int image) {
+  return static_cast<A*>(level.stats) + int64_t{image} * kStats * level.channels;
+}
+template <class A>
+FGD_DEVICE A* chunk_sums(const Level& level, int image, int chunk) {
+  return static_cast<A*>(level.chunk_sums) + (int64_t{image} * level.chunks + chunk) * chunk_stride(level.channels);
+}
+
+}  // namespace fgd::cuda

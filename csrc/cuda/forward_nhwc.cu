@@ -1,0 +1,222 @@
+// Forward over features whose channels are dense (channels_last), C <= 256, student and teacher of one type. The steps
+// are those of forward_nchw.cu, but each warp has whole pixels, maxima and sums of its own; the block's warps are
+// merged once, at the end of the chunk.
+//
+//   student, teacher  [N][P][C] with any strides of image and pixel
+//   maps              [N][kMaps][P]   out: the four logits of every pixel
+//   chunk_sums        [N][chunks]     out: [kSums][C] and the numbers of the softmaxes
+#include "forward_pixels.cuh"
+#include "nhwc.cuh"
+
+namespace fgd::cuda::nhwc {
+
+struct Keys {
+  float student[kChannels], teacher[kChannels];
+};
+
+template <class T>
+FGD_DEVICE void load_keys(const Level& level, float* staged, Keys& keys) {
+  auto key = [&](const void* from, int c) {
+    return from && c < level.channels ? static_cast<const float*>(from)[c] : 0.f;
+  };
+  spread_channels<T>(staged, [&](int c) { return key(level.key_s, c); }, keys.student);
+  spread_channels<T>(staged, [&](int c) { return key(level.key_t, c); }, keys.teacher);
+}
+
+// After the exchange over lanes, a lane holds the sum of one softmax and one pixel; lanes that differ in the upper bits
+// only (`copy`) hold the same.
+template <class T>
+struct LaneRole {
+  static constexpr int kSums = kSoftmaxes * kPixels<T>, kCopies = 32 / kSums;
+  int softmax, pixel, copy;
+  FGD_DEVICE LaneRole() {
+    const int sum = owned_sum<kSums, 1>(lane_index());
+    softmax = sum / kPixels<T>;
+    pixel = sum % kPixels<T>;
+    copy = lane_index() / kSums;
+  }
+  FGD_DEVICE static int lane_of(int softmax) { return (softmax >> 1 & 1) | (softmax & 1) << 1; }
+};
+
+// Also Σ|s| and Σ|t| of the channels, while the absolute values are at hand.
+template <class T>
+FGD_DEVICE float pixel_sum(const Step<T>& step, const Keys& keys, float (&channel_sum)[kChannels][kSums]) {
+  float sum[kSoftmaxes * kPixels<T>];
+#pragma unroll
+  for (int j = 0; j < kPixels<T>; ++j) {
+    float s[kChannels], t[kChannels], of[kSoftmaxes];
+    unpack_channels<T>(step.student[j], s);
+    unpack_channels<T>(step.teacher[j], t);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const float of_s = fabsf(s[i]), of_t = fabsf(t[i]);
+      of[kTeacher] = i == 0 ? of_t : of[kTeacher] + of_t;
+      of[kStudent] = i == 0 ? of_s : of[kStudent] + of_s;
+      of[kContextS] = i == 0 ? keys.student[i] * s[i] : of[kContextS] + keys.student[i] * s[i];
+      of[kContextT] = i == 0 ? keys.teacher[i] * t[i] : of[kContextT] + keys.teacher[i] * t[i];
+      channel_sum[i][kSumAbsS] += of_s;
+      channel_sum[i][kSumAbsT] += of_t;
+    }
+#pragma unroll
+    for (int k = 0; k < kSoftmaxes; ++k) sum[k * kPixels<T> + j] = of[k];
+  }
+  return sum_over_lanes<kSoftmaxes * kPixels<T>, 1, 32>(sum, lane_index());
+}
+
+// All lanes with one role.pixel share the boxes and get the largest weight.
+template <class T>
+FGD_DEVICE float mask_weight(const PyramidParams& p, const Level& level, const BoxList& boxes, const LaneRole<T>& role,
+                             int first) {
+  if (boxes.count == 0) return 0;
+  const int slice = (lane_index() & 3) + 4 * role.copy;
+  float weight = box_weight(p, level, boxes, first + role.pixel, slice, 4 * LaneRole<T>::kCopies);
+  weight = max_over_lanes<1, 4>(weight);
+  return max_over_lanes<LaneRole<T>::kSums, 32>(weight);
+}
+
+template <class T>
+struct WarpWeights {  // in shared memory
+  float value[kWeights][kPixels<T>];
+};
+
+// From a lane's logit to the weights of the warp's pixels; returns the factor of its softmax's sums so far.
+template <class T>
+FGD_DEVICE float finish_step(const LaneRole<T>& role, float logit, float mask, bool valid, SoftmaxState<float>& state,
+                             WarpWeights<T>& weights) {
+  const float highest = max_over_lanes<4, LaneRole<T>::kSums>(valid ? logit : minus_infinity<float>());
+  const float now = larger(state.maximum, highest), factor = rescale(state.maximum, now);
+  const float e = valid ? exponential(logit - now) : 0.f;
+  state.maximum = now;
+  state.normaliser = state.normaliser * factor + e;
+  state.background += valid && mask == 0;
+  if (role.copy == 0 && role.softmax == kTeacher) {
+    weights.value[kWeightFg][role.pixel] = e * mask;
+    weights.value[kWeightBg][role.pixel] = mask > 0 ? 0.f : e;
+  } else if (role.copy == 0 && role.softmax != kStudent) {
+    weights.value[role.softmax == kContextS ? kWeightContextS : kWeightContextT][role.pixel] = e;
+  }
+  return factor;
+}
+
+template <class T>
+FGD_DEVICE void add_channel_sums(const Step<T>& step, const WarpWeights<T>& weights, float factor,
+                                 float (&sum)[kChannels][kSums]) {
+  const float teacher = __shfl_sync(kAllLanes, factor, LaneRole<T>::lane_of(kTeacher));
+  const float context_s = __shfl_sync(kAllLanes, factor, LaneRole<T>::lane_of(kContextS));
+  const float context_t = __shfl_sync(kAllLanes, factor, LaneRole<T>::lane_of(kContextT));
+  if (teacher != 1.f || context_s != 1.f || context_t != 1.f)
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) rescale_sums(teacher, context_s, context_t, sum[i]);
+#pragma unroll
+  for (int j = 0; j < kPixels<T>; ++j) {
+    float s[kChannels], t[kChannels];
+    unpack_channels<T>(step.student[j], s);
+    unpack_channels<T>(step.teacher[j], t);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i)
+      accumulate(s[i], t[i], weights.value[kWeightFg][j], weights.value[kWeightBg][j],
+                 weights.value[kWeightContextS][j], weights.value[kWeightContextT][j], sum[i]);
+  }
+}
+
+struct BlockSums {  // in shared memory
+  float sum[kSums][kMaxChannels];
+  float maximum[kWarps][kSoftmaxes], normaliser[kWarps][kSoftmaxes];
+  int background[kWarps];
+};
+
+// Warp after warp adds its sums, brought to the block's maxima.
+template <class T>
+FGD_DEVICE void write_block(const LaneRole<T>& role, const SoftmaxState<float>& state, float (&sum)[kChannels][kSums],
+                            int channels, BlockSums& block, float* out) {
+  const float normaliser = add_over_lanes<4, LaneRole<T>::kSums>(state.normaliser);
+  const int background = add_over_lanes<4, LaneRole<T>::kSums>(state.background), warp = warp_index();
+  if (role.copy == 0 && role.pixel == 0) {
+    block.maximum[warp][role.softmax] = state.maximum;
+    block.normaliser[warp][role.softmax] = normaliser;
+    if (role.softmax == kTeacher) block.background[warp] = background;
+  }
+  __syncthreads();
+  float maximum[kSoftmaxes];
+#pragma unroll
+  for (int q = 0; q < kSoftmaxes; ++q) {
+    maximum[q] = block.maximum[0][q];
+    for (int w = 1; w < kWarps; ++w) maximum[q] = larger(maximum[q], block.maximum[w][q]);
+  }
+  auto factor = [&](int w, int q) { return rescale(block.maximum[w][q], maximum[q]); };
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i)
+    rescale_sums(factor(warp, kTeacher), factor(warp, kContextS), factor(warp, kContextT), sum[i]);
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp)
+      for_channels<T>([&](int i, int c) {
+#pragma unroll
+        for (int k = 0; k < kSums; ++k) block.sum[k][c] = w == 0 ? sum[i][k] : block.sum[k][c] + sum[i][k];
+      });
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < kSums * channels; i += kThreads) out[i] = block.sum[i / channels][i % channels];
+  float* numbers = out + int64_t{kSums} * channels;
+  if (threadIdx.x < kSoftmaxes) {
+    const int q = threadIdx.x;
+    float total = 0, best = block.maximum[0][q];
+    for (int w = 1; w < kWarps; ++w) best = larger(best, block.maximum[w][q]);
+    for (int w = 0; w < kWarps; ++w) total += block.normaliser[w][q] * rescale(block.maximum[w][q], best);
+    numbers[q] = best;
+    numbers[kSoftmaxes + q] = total;
+  } else if (threadIdx.x == kSoftmaxes) {
+    int total = 0;
+    for (int w = 0; w < kWarps; ++w) total += block.background[w];
+    numbers[2 * kSoftmaxes] = static_cast<float>(total);
+  }
+}
+
+template <class T>
+FGD_DEVICE void forward(const PyramidParams& p) {
+  __shared__ BoxList boxes;
+  __shared__ __align__(16) WarpWeights<T> weights[kWarps];
+  __shared__ BlockSums block;
+  const Chunk chunk = chunk_of_block(p);
+  const Level& level = p.levels[chunk.level];
+  const Image<T> image(level, chunk.image);
+  Step<T> step, next;
+  image.load(level, pixel_of<T>(chunk.begin, 0), chunk.end, step);
+  collect_boxes(p, level, chunk.image, chunk.begin, chunk.end, boxes);
+  Keys keys;
+  load_keys<T>(level, block.sum[0], keys);
+  const LaneRole<T> role;
+  const float scale = role.softmax == kTeacher || role.softmax == kStudent ? inverse_ct<float>(p, level) : 1.f;
+  float* map = image_maps<float>(level, chunk.image) + int64_t{role.softmax} * level.pixels;
+  float sum[kChannels][kSums] = {}, written = 0;
+  SoftmaxState<float> state;
+  const int last = (chunk.end - chunk.begin + kTile - 1) / kTile * kSteps<T>;
+  for (int i = 0; i < last; ++i) {
+    const int first = pixel_of<T>(chunk.begin, i), turn = i % kSteps<T>;
+    const float logit = scale * pixel_sum<T>(step, keys, sum);
+    if (i + 1 < last) image.load(level, pixel_of<T>(chunk.begin, i + 1), chunk.end, next);
+    // A run's logits are written together, 32 bytes a softmax: each copy of a lane keeps those of one step.
+    if (role.copy == turn) written = logit;
+    const int mine = first + (role.copy - turn) * kPixels<T> + role.pixel;
+    if (turn == kSteps<T> - 1 && mine < chunk.end) map[mine] = written;
+    const float mask = mask_weight<T>(p, level, boxes, role, first);
+    const float factor =
+        finish_step<T>(role, logit, mask, first + role.pixel < chunk.end, state, weights[warp_index()]);
+    __syncwarp();
+    add_channel_sums<T>(step, weights[warp_index()], factor, sum);
+    __syncwarp();
+    step = next;
+  }
+  write_block<T>(role, state, sum, level.channels, block, chunk_sums<float>(level, chunk.image, chunk.index));
+}
+
+}  // namespace fgd::cuda::nhwc
+
+using fgd::cuda::PyramidParams;
+
+#define FGD_KERNEL(name, T)                                                                                            \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ PyramidParams p) { \
+    fgd::cuda::nhwc::forward<T>(p);                                                                                    \
+  }
+FGD_KERNEL(fgd_forward_nhwc_f32, float)
+FGD_KERNEL(fgd_forward_nhwc_f16, __half)
+FGD_KERNEL(fgd_forward_nhwc_bf16, __nv_bfloat16)

@@ -1,0 +1,282 @@
+// The second and third step of a forward pass: the chunks of an image become one, in a fixed order and in float64.
+//
+//   merge    m = max of the chunks' maxima,  Z = Σ Z_chunk·exp(m_chunk - m)  for each softmax
+//            sums over pixels: Σ sum_chunk·exp(m_chunk - m)/Z, or Σ sum_chunk where nothing is weighted
+//            parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s,  A^S = P·exp(z - m)/Z
+//   finish   channels: A^C = C·softmax_c(Σp |F|/(P·T)) of both, their distance and its gradient, L_fg, L_bg, Σc D2
+//            pixels: the four logits in `maps` become what layout.h says
+//
+// A block's job is one image's kMergeColumns columns of [kSums][C], or kMergePixels pixels; or, in `finish`, all
+// channels.
+#include "boxes.cuh"
+
+namespace fgd::cuda {
+
+struct MergeJob {
+  int level, image, index;
+};
+
+// Jobs of an image: `columns` blocks for channels, then one for every kMergePixels pixels.
+FGD_DEVICE int column_blocks(const Level& level) { return blocks_of(int64_t{kSums} * level.channels, kMergeColumns); }
+FGD_DEVICE int pixel_blocks(const Level& level) { return blocks_of(level.pixels, kMergePixels); }
+
+template <class Jobs>
+FGD_DEVICE MergeJob merge_job(const PyramidParams& p, const Jobs& jobs_of_image) {
+  MergeJob job{0, 0, static_cast<int>(blockIdx.x)};
+  for (int jobs = p.images * jobs_of_image(p.levels[0]); job.index >= jobs && job.level + 1 < p.level_count;
+       jobs = p.images * jobs_of_image(p.levels[job.level])) {
+    job.index -= jobs;
+    ++job.level;
+  }
+  const int jobs = jobs_of_image(p.levels[job.level]);
+  job.image = job.index / jobs;
+  job.index -= job.image * jobs;
+  return job;
+}
+
+FGD_DEVICE constexpr int softmax_of(int sum) {
+  return sum == kSumFg || sum == kSumBg ? kTeacher
+         : sum == kSumContextS          ? kContextS
+         : sum == kSumContextT          ? kContextT
+                                        : -1;
+}
+
+template <class A>
+struct ImageSoftmax {
+  A maximum[kSoftmaxes];
+  double normaliser[kSoftmaxes], background;
+  FGD_DEVICE double normaliser_of(int q) const {  // 1 for -1; a register array wants constant indices
+    double out = 1;
+#pragma unroll
+    for (int k = 0; k < kSoftmaxes; ++k) out = q == k ? normaliser[k] : out;
+    return out;
+  }
+};
+
+template <class A>
+FGD_DEVICE const A* numbers_of_chunk(const Level& level, int image, int chunk) {
+  return chunk_sums<A>(level, image, chunk) + int64_t{kSums} * level.channels;
+}
+
+// Every thread of the block gets all of it.
+template <class A>
+FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
+  __shared__ A highest[kWarps];
+  __shared__ double part[kWarps];
+  ImageSoftmax<A> out;
+#pragma unroll
+  for (int q = 0; q < kSoftmaxes; ++q) {
+    A best = minus_infinity<A>();
+    for (int i = threadIdx.x; i < level.chunks; i += kThreads)
+      best = larger(best, numbers_of_chunk<A>(level, image, i)[q]);
+    out.maximum[q] = max_over_block(best, highest);
+    double sum = 0;
+    for (int i = threadIdx.x; i < level.chunks; i += kThreads) {
+      const A* numbers = numbers_of_chunk<A>(level, image, i);
+      sum += static_cast<double>(numbers[kSoftmaxes + q]) * rescale(numbers[q], out.maximum[q]);
+    }
+    out.normaliser[q] = add_over_block(sum, part);
+  }
+  double background = 0;
+  for (int i = threadIdx.x; i < level.chunks; i += kThreads)
+    background += numbers_of_chunk<A>(level, image, i)[2 * kSoftmaxes];
+  out.background = add_over_block(background, part);
+  return out;
+}
+
+// One column a thread.
+template <class A>
+FGD_DEVICE void merge_columns(const Level& level, int image, int first, const ImageSoftmax<A>& softmax) {
+  __shared__ A factor[kSoftmaxes][kThreads];
+  const int column = first + threadIdx.x, columns = kSums * level.channels;
+  const int q = softmax_of(column / level.channels);
+  double sum = 0;
+  for (int begin = 0; begin < level.chunks; begin += kThreads) {
+    __syncthreads();
+    if (begin + static_cast<int>(threadIdx.x) < level.chunks) {
+      const A* numbers = numbers_of_chunk<A>(level, image, begin + threadIdx.x);
+#pragma unroll
+      for (int k = 0; k < kSoftmaxes; ++k) factor[k][threadIdx.x] = rescale(numbers[k], softmax.maximum[k]);
+    }
+    __syncthreads();
+    if (column >= columns) continue;
+    const int count = min(kThreads, level.chunks - begin);
+    const A* from = chunk_sums<A>(level, image, begin) + column;
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const A weight = q < 0 ? A{1} : factor[q][i];
+      sum += static_cast<double>(from[i * chunk_stride(level.channels)]) * weight;
+    }
+  }
+  if (column < columns) level.merged[int64_t{image} * columns + column] = sum / softmax.normaliser_of(q);
+}
+
+// A^S of both are compared in float64: at high temperatures they differ in their last digits.
+template <class A>
+FGD_DEVICE void merge_pixels(const Level& level, int image, int block, const ImageSoftmax<A>& softmax) {
+  __shared__ double part[kWarps];
+  const A* maps = image_maps<A>(level, image);
+  const double scale_s = level.pixels / softmax.normaliser[kStudent];
+  const double scale_t = level.pixels / softmax.normaliser[kTeacher];
+  double distance = 0, signed_sum = 0;
+  const int end = min(level.pixels, (block + 1) * kMergePixels);
+  for (int i = block * kMergePixels + threadIdx.x; i < end; i += kThreads) {
+    const double s = scale_s * exponential(maps[int64_t{kStudent} * level.pixels + i] - softmax.maximum[kStudent]);
+    const double t = scale_t * exponential(maps[int64_t{kTeacher} * level.pixels + i] - softmax.maximum[kTeacher]);
+    distance += fabs(s - t);
+    signed_sum += sign_of(s - t) * s;
+  }
+  distance = add_over_block(distance, part);
+  signed_sum = add_over_block(signed_sum, part);
+  if (threadIdx.x != 0) return;
+  double* out = level.pixel_parts + 2 * (int64_t{image} * pixel_blocks(level) + block);
+  out[0] = distance;
+  out[1] = signed_sum;
+}
+
+template <class A>
+FGD_DEVICE void merge(const PyramidParams& p) {
+  const MergeJob job = merge_job(p, [](const Level& level) { return column_blocks(level) + pixel_blocks(level); });
+  const Level& level = p.levels[job.level];
+  const ImageSoftmax<A> softmax = merge_softmaxes<A>(level, job.image);
+  if (job.index >= column_blocks(level)) {
+    merge_pixels(level, job.image, job.index - column_blocks(level), softmax);
+    return;
+  }
+  merge_columns(level, job.image, job.index * kMergeColumns, softmax);
+  if (job.index != 0 || threadIdx.x != 0) return;
+  double* numbers = level.image_numbers + int64_t{job.image} * kImageNumbers;
+#pragma unroll
+  for (int q = 0; q < kSoftmaxes; ++q) {
+    numbers[kImageMaximum + q] = softmax.maximum[q];
+    numbers[kImageNormaliser + q] = softmax.normaliser[q];
+  }
+  numbers[kImageBackground] = softmax.background;
+}
+
+// Σ over the pixel blocks of part 0 or 1.
+FGD_DEVICE double sum_pixel_parts(const Level& level, int image, int which) {
+  __shared__ double part[kWarps];
+  const int blocks = pixel_blocks(level);
+  const double* parts = level.pixel_parts + 2 * int64_t{image} * blocks + which;
+  double sum = 0;
+  for (int i = threadIdx.x; i < blocks; i += kThreads) sum += parts[2 * i];
+  return add_over_block(sum, part);
+}
+
+// A^C_s and A^C_t as functions of the channel.
+struct ChannelSoftmax {
+  const double* sums;  // [C] Σp |F|
+  double inverse_pt, maximum, scale;
+  FGD_DEVICE ChannelSoftmax(const double* sums, int channels, double inverse_pt) : sums(sums), inverse_pt(inverse_pt) {
+    __shared__ double part[kWarps];
+    maximum = minus_infinity<double>();
+    for (int c = threadIdx.x; c < channels; c += kThreads) maximum = fmax(maximum, sums[c] * inverse_pt);
+    maximum = max_over_block(maximum, part);
+    double sum = 0;
+    for (int c = threadIdx.x; c < channels; c += kThreads) sum += exp(sums[c] * inverse_pt - maximum);
+    scale = channels / add_over_block(sum, part);
+  }
+  FGD_DEVICE double operator()(int c) const { return exp(sums[c] * inverse_pt - maximum) * scale; }
+};
+
+template <class A>
+FGD_DEVICE void write_stats(const Level& level, int image, const double* merged, const ChannelSoftmax& student,
+                            const ChannelSoftmax& teacher, double mean_sign) {
+  const int C = level.channels;
+  A* stats = image_stats<A>(level, image);
+  for (int c = threadIdx.x; c < C; c += kThreads) {
+    const double s = student(c), t = teacher(c);
+    stats[kStatAttention * C + c] = static_cast<A>(t);
+    stats[kStatAttentionGrad * C + c] = static_cast<A>(s * (sign_of(s - t) - mean_sign) * student.inverse_pt);
+    stats[kStatShift * C + c] = 0;
+    stats[kStatShiftGrad * C + c] = static_cast<A>(merged[kSumD * C + c]);  // D1: the GcBlock makes a gradient of it
+    stats[kStatContextS * C + c] = static_cast<A>(merged[kSumContextS * C + c]);
+    stats[kStatContextT * C + c] = static_cast<A>(merged[kSumContextT * C + c]);
+  }
+}
+
+template <class A>
+FGD_DEVICE void finish_channels(const PyramidParams& p, const Level& level, int image) {
+  __shared__ double part[kWarps];
+  const int C = level.channels;
+  const double* merged = level.merged + int64_t{image} * kSums * C;
+  const double inverse_pt = 1 / (level.pixels * p.channel_temperature);
+  const ChannelSoftmax student(merged + kSumAbsS * C, C, inverse_pt), teacher(merged + kSumAbsT * C, C, inverse_pt);
+  double fg = 0, bg = 0, distance = 0, squares = 0, signed_sum = 0;
+  for (int c = threadIdx.x; c < C; c += kThreads) {
+    const double s = student(c), t = teacher(c);
+    fg += t * merged[kSumFg * C + c];
+    bg += t * merged[kSumBg * C + c];
+    distance += fabs(s - t);
+    squares += merged[kSumD2 * C + c];
+    signed_sum += sign_of(s - t) * s;
+  }
+  fg = add_over_block(fg, part);
+  bg = add_over_block(bg, part);
+  distance = add_over_block(distance, part) + sum_pixel_parts(level, image, 0);
+  squares = add_over_block(squares, part);
+  write_stats<A>(level, image, merged, student, teacher, add_over_block(signed_sum, part) / C);
+  if (threadIdx.x != 0) return;
+  double* numbers = level.image_numbers + int64_t{image} * kImageNumbers;
+  numbers[kImageTerms + kFg] = level.pixels * fg;
+  numbers[kImageTerms + kBg] = level.pixels * bg / fmax(numbers[kImageBackground], 1.);
+  numbers[kImageTerms + kAttention] = distance;
+  numbers[kImageTerms + kGlobal] = squares;  // for now: terms.cu adds what r does, or drops it
+}
+
+template <class A>
+FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int image, int block) {
+  __shared__ BoxList boxes;
+  const int begin = block * kMergePixels, end = min(level.pixels, begin + kMergePixels);
+  collect_boxes(p, level, image, begin, end, boxes);
+  const double* numbers = level.image_numbers + int64_t{image} * kImageNumbers;
+  const double mean_sign = sum_pixel_parts(level, image, 1) / level.pixels;
+  const A outside = static_cast<A>(-1. / fmax(numbers[kImageBackground], 1.));
+  const A to_spatial = static_cast<A>(1 / (level.channels * p.spatial_temperature));
+  A maximum[kSoftmaxes];
+  double scale[kSoftmaxes];
+#pragma unroll
+  for (int q = 0; q < kSoftmaxes; ++q) {
+    maximum[q] = static_cast<A>(numbers[kImageMaximum + q]);
+    const bool attention = q == kTeacher || q == kStudent;
+    scale[q] = (attention ? level.pixels : 1) / numbers[kImageNormaliser + q];
+  }
+  A* map[kMaps];
+#pragma unroll
+  for (int k = 0; k < kMaps; ++k) map[k] = image_maps<A>(level, image) + int64_t{k} * level.pixels;
+  for (int i = begin + threadIdx.x; i < end; i += kThreads) {
+    const double t = scale[kTeacher] * exponential(map[kTeacher][i] - maximum[kTeacher]);
+    const double s = scale[kStudent] * exponential(map[kStudent][i] - maximum[kStudent]);
+    const float weight = box_weight(p, level, boxes, i, 0, 1);
+    const A context_s = exponential(map[kContextS][i] - maximum[kContextS]);
+    const A context_t = exponential(map[kContextT][i] - maximum[kContextT]);
+    map[kMapContextS][i] = static_cast<A>(scale[kContextS]) * context_s;
+    map[kMapContextT][i] = static_cast<A>(scale[kContextT]) * context_t;
+    map[kMapFocal][i] = static_cast<A>(t) * (weight > 0 ? static_cast<A>(weight) : outside);
+    map[kMapAttention][i] = static_cast<A>(s * (sign_of(s - t) - mean_sign)) * to_spatial;
+  }
+}
+
+template <class A>
+FGD_DEVICE void finish(const PyramidParams& p) {
+  const MergeJob job = merge_job(p, [](const Level& level) { return 1 + pixel_blocks(level); });
+  const Level& level = p.levels[job.level];
+  if (job.index == 0)
+    finish_channels<A>(p, level, job.image);
+  else
+    finish_pixels<A>(p, level, job.image, job.index - 1);
+}
+
+}  // namespace fgd::cuda
+
+using fgd::cuda::PyramidParams;
+
+#define FGD_KERNEL(name, step)                                                                                         \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ PyramidParams p) { \
+    step(p);                                                                                                           \
+  }
+FGD_KERNEL(fgd_merge_f32, fgd::cuda::merge<float>)
+FGD_KERNEL(fgd_merge_f64, fgd::cuda::merge<double>)
+FGD_KERNEL(fgd_finish_f32, fgd::cuda::finish<float>)
+FGD_KERNEL(fgd_finish_f64, fgd::cuda::finish<double>)

@@ -1,0 +1,78 @@
+// How a block walks over features whose pixels are dense (NCHW), C <= 256: a tile is four packets of pixels wide (32
+// pixels of two bytes, 16 of four) and all channels high. A warp reads 8 rows of 64 bytes at a time:
+//
+//   lane = 4·row + column,  channel = 64·i + 8·warp + row for i = 0 .. 3,  pixels column·V .. column·V + V - 1
+//
+// so a thread holds 4 channels × V pixels, 16 bytes of each channel; zeros for channels behind the last one.
+#pragma once
+
+#include "device.cuh"
+
+namespace fgd::cuda::nchw {
+
+constexpr int kRows = 4;     // channels of a thread
+constexpr int kColumns = 4;  // packets of a tile's row
+constexpr int kMaxChannels = kRows * kThreads / kColumns;
+
+template <class T>
+constexpr int kTilePixels = kColumns * kPacket<T>;
+
+FGD_DEVICE int column() { return threadIdx.x & (kColumns - 1); }
+FGD_DEVICE int channel(int i) { return i * (kThreads / kColumns) + threadIdx.x / kColumns; }
+
+// This thread's packets of a tile.
+template <class T>
+struct Tile {
+  uint4 student[kRows], teacher[kRows];
+};
+
+// Where this thread's rows begin, at its column. A row that is not there reads kZeros over and over (step 0).
+template <class T>
+struct Rows {
+  const T *student[kRows], *teacher[kRows];
+  int step[kRows];
+  FGD_DEVICE Rows(const Level& level, int image) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int c = channel(i), at = column() * kPacket<T>;
+      const T* zeros = reinterpret_cast<const T*>(kZeros) + at;
+      const bool there = c < level.channels;
+      step[i] = there ? 1 : 0;
+      student[i] = there ? image_data<const T>(level.student, image) + c * level.student.channel + at : zeros;
+      teacher[i] = there ? image_data<const T>(level.teacher, image) + c * level.teacher.channel + at : zeros;
+    }
+  }
+  // Pixels from `first` on; zeros at and behind `end`.
+  FGD_DEVICE void load(const Level& level, int first, int end, Tile<T>& tile) const {
+    if (level.student.vectors && level.teacher.vectors && first + kTilePixels<T> <= end) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        tile.student[i] = load_packet(student[i] + int64_t{first} * step[i]);
+        tile.teacher[i] = load_packet(teacher[i] + int64_t{first} * step[i]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int count = step[i] * (end - first - column() * kPacket<T>);
+      tile.student[i] = gather_packet(student[i] + first, count);
+      tile.teacher[i] = gather_packet(teacher[i] + first, count);
+    }
+  }
+};
+
+// V consecutive numbers of shared memory at this thread's column.
+template <int V>
+FGD_DEVICE void read_columns(const float* from, float (&out)[V]) {
+  const float4* packets = reinterpret_cast<const float4*>(from + column() * V);
+#pragma unroll
+  for (int i = 0; i < V / 4; ++i) {
+    const float4 x = packets[i];
+    out[4 * i] = x.x;
+    out[4 * i + 1] = x.y;
+    out[4 * i + 2] = x.z;
+    out[4 * i + 3] = x.w;
+  }
+}
+
+}  // namespace fgd::cuda::nchw

@@ -1,0 +1,133 @@
+// What a launch knows, passed by value: plain structs that the host (plan.cpp), the kernels and the tests share.
+//
+// N images, levels l with C channels and P = H·W pixels. A is the type of sums: float, or double for float64 features.
+// Strides are in elements. No kernel takes anything but one of these structs, so that a launch is a name, a grid and
+// some bytes: a CUDA graph captures it, and tests/cuda executes it without a GPU.
+#pragma once
+
+#include <cstdint>
+
+#include "fgd/layout.h"
+#include "fgd/mask.h"
+
+namespace fgd::cuda {
+
+constexpr int kThreads = 256;       // of every block
+constexpr int kMaxLevels = 8;       // a launch; longer pyramids take several
+constexpr int kMergeColumns = 256;  // columns of [kSums][C] that a block merges
+constexpr int kMergePixels = 2048;  // pixels that a block of the second step finishes
+constexpr int kGcTensors = 16;      // order and shapes as in reference.gc_block_pair
+constexpr int kGcRows = 8;          // rows of a matrix that a block multiplies: one a warp
+constexpr int kGcImages = 8;        // images that it multiplies them with
+
+enum DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
+
+// Element (n, c, p) lies at data[n·image + c·channel + p·pixel].
+struct Features {
+  void* data;
+  int64_t image, channel, pixel;
+  int vectors;  // every packet of 16 bytes that a kernel reads or writes is aligned
+  int pad;
+};
+
+// A chunk is a run of `chunk_pixels` neighbouring pixels of one image: what a block does. It leaves
+// [kSums][C] sums, then kSoftmaxes maxima, kSoftmaxes normalisers, and the number of background pixels.
+constexpr int kChunkNumbers = 2 * kSoftmaxes + 1;
+constexpr int kChunkPadding = 16;
+FGD_HOST_DEVICE int64_t chunk_stride(int channels) { return int64_t{kSums} * channels + kChunkPadding; }
+
+// What the merge of an image leaves for later kernels, in float64.
+enum ImageNumber : int {
+  kImageMaximum = 0,                         // of each softmax
+  kImageNormaliser = kSoftmaxes,             // of each softmax
+  kImageBackground = 2 * kSoftmaxes,         // number of background pixels
+  kImageTerms,                               // L_fg, L_bg, L_at, L_gl
+  kImageNumbers = kImageTerms + kTerms + 3,  // a multiple of 8
+};
+
+struct Level {
+  Features student, teacher, grad;
+  int channels, height, width, pixels;
+  int chunk_pixels, chunks;   // of an image
+  int first_block, pad;       // the level's first block in the pass over features
+  const void *key_s, *key_t;  // [C] Wk; null where there is no GcBlock
+  void *maps, *stats;         // [N][kMaps][P], [N][kStats][C]
+  void* chunk_sums;           // [N][chunks] of chunk_stride(C); backward: [N][chunks][2][C] parts of ∂L/∂Wk
+  const void* context_grad;   // [2][N][C] ∂L/∂ctx of student and teacher
+  double* merged;             // [N][kSums][C]
+  double* image_numbers;      // [N][kImageNumbers]
+  double* pixel_parts;        // [N][pixel blocks][2]: parts of Σ|A^S_s - A^S_t| and of Σ sign·A^S_s
+  double weights[kTerms];     // of the level's terms, over N
+};
+
+struct PyramidParams {
+  Level levels[kMaxLevels];
+  int level_count, images;
+  int student_type, teacher_type;
+  int box_count, pad;          // M
+  const float* boxes;          // [M][4]
+  const int32_t* box_offsets;  // [N + 1]
+  const float* image_sizes;    // [N][2]
+  const void* grads;           // [kTerms] upstream
+  double spatial_temperature, channel_temperature;
+};
+
+// One level of a GcBlock pair of K hidden channels each; [2] stands for student and teacher.
+struct GcLevel {
+  const void* tensors[kGcTensors];
+  void* grads[kGcTensors];  // null where nobody asked
+  int channels, pixels, chunks, first_block;
+  int hidden[2];          // K
+  void* stats;            // [N][kStats][C]
+  void* hidden_sums[2];   // [N][K] W1·ctx + b1
+  void* active_grad[2];   // [N][K] ∂L/∂relu(..)
+  void* hidden_grad[2];   // [N][K] ∂L/∂hidden_sums
+  void* moments[2];       // [N][2] mean and 1/deviation of hidden_sums
+  void* context_grad;     // [2][N][C]
+  const void* key_parts;  // [N][chunks][2][C]
+  double weight;          // of L_gl, over N
+};
+
+struct GcParams {
+  GcLevel levels[kMaxLevels];
+  int level_count, images;
+  const void* grads;  // [kTerms] upstream
+};
+
+// Blocks that one net of one level needs, for the kernels of gc_block.cu and gc_backward.cu. Host and device count
+// alike.
+FGD_HOST_DEVICE int blocks_of(int64_t count, int size) { return static_cast<int>((count + size - 1) / size); }
+FGD_HOST_DEVICE int gc_row_blocks(int rows, int images) {
+  return blocks_of(rows, kGcRows) * blocks_of(images, kGcImages);
+}
+FGD_HOST_DEVICE int gc_column_blocks(int columns, int images) {
+  return blocks_of(columns, 32) * blocks_of(images, kGcImages);
+}
+FGD_HOST_DEVICE int gc_matrix_blocks(int channels, int hidden) {
+  return blocks_of(int64_t{channels} * hidden, kThreads);
+}
+FGD_HOST_DEVICE int gc_vector_blocks(int channels, int hidden) {
+  return blocks_of(channels > hidden ? channels : hidden, kThreads);
+}
+FGD_HOST_DEVICE int gc_parameter_blocks(int channels, int hidden) {
+  return 2 * gc_matrix_blocks(channels, hidden) + gc_vector_blocks(channels, hidden) + blocks_of(channels, 32);
+}
+
+// Sums of terms over levels, the last kernel of a forward pass.
+struct TermsParams {
+  struct {
+    const double* image_numbers;  // [N][kImageNumbers]
+    const void* stats;            // [N][kStats][C], where there is a GcBlock
+    int channels, pixels;
+    double weights[kTerms];  // over N
+  } levels[kMaxLevels];
+  int level_count, images;
+  int first_level, has_gc_block;
+  void* terms;         // [all levels][kTerms]
+  void* sums[kTerms];  // over all levels so far
+};
+
+static_assert(sizeof(PyramidParams) <= 4096 && sizeof(GcParams) <= 4096 && sizeof(TermsParams) <= 4096,
+              "parameters of a kernel: at most 4 KB on every architecture");
+
+}  // namespace fgd::cuda

@@ -1,0 +1,189 @@
+"""What only a GPU can show. One command there: python -m pytest -m gpu tests/cuda
+
+Races and memory ordering: compute-sanitizer --tool memcheck python -m pytest -m gpu tests/cuda -k sanitizer
+(then --tool racecheck, initcheck and synccheck).
+"""
+
+import pytest
+import torch
+from cases import BALANCED, PYRAMID, Case, assert_as_reference, evaluate, make_inputs, standard_cases
+
+import fgd_kernels as fgd
+
+pytestmark = pytest.mark.gpu
+
+FIVE = Case("five levels", PYRAMID, (3, 0, 5), loss=BALANCED)
+LARGE = Case(
+    "large", ((256, 100, 168), (256, 50, 84), (256, 25, 42), (256, 13, 21), (256, 7, 11)), (7, 7), loss=BALANCED
+)
+
+
+def packed_inputs(case: Case):
+    """Leaves, teacher, packed boxes and a criterion that runs our kernels."""
+    student, teacher, boxes, sizes, criterion = make_inputs(case, "cuda")
+    criterion.backend = "cuda"
+    return [s.requires_grad_() for s in student], teacher, fgd.pack_boxes(boxes, sizes, "cuda"), criterion
+
+
+def gradients(student, teacher, packed, criterion):
+    """The loss and every gradient, by torch.autograd.grad."""
+    loss = sum(criterion(student, teacher, packed).values())
+    return [loss, *torch.autograd.grad(loss, [*student, *criterion.parameters()])]
+
+
+@pytest.mark.parametrize("case", [*standard_cases(), LARGE], ids=lambda case: case.name)
+def test_equals_the_reference(case):
+    assert_as_reference(case, "cuda", "cuda")
+
+
+@pytest.mark.parametrize("case", [FIVE, Case("channels_last", PYRAMID, (3, 1), channels_last=True, loss=BALANCED)])
+def test_sanitizer(case):
+    """Small enough for compute-sanitizer."""
+    evaluate(make_inputs(case, "cuda"), "cuda")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradcheck(channels_last):
+    case = Case("gradcheck", ((3, 4, 5), (4, 2, 3)), (2, 1), *[torch.float64] * 2, channels_last, loss=BALANCED)
+    student, teacher, packed, criterion = packed_inputs(case)
+    criterion.double()
+
+    def loss(*features):
+        return tuple(criterion(list(features), teacher, packed).values())
+
+    assert torch.autograd.gradcheck(loss, student, eps=1e-6, atol=1e-6)
+
+
+def test_cuda_graph():
+    """Captured once, replayed on other features: launch parameters are copied at capture."""
+    student, teacher, packed, criterion = packed_inputs(FIVE)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            gradients(student, teacher, packed, criterion)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(student, teacher, packed, criterion)
+    with torch.no_grad():
+        for tensor in (*student, *teacher):
+            tensor.copy_(torch.randn_like(tensor))
+    graph.replay()
+    for a, b in zip(captured, gradients(student, teacher, packed, criterion), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_synchronisation():
+    student, teacher, packed, criterion = packed_inputs(FIVE)
+    gradients(student, teacher, packed, criterion)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients(student, teacher, packed, criterion)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_current_stream():
+    """Work of another stream that has not finished when the loss is called on it."""
+    student, teacher, packed, criterion = packed_inputs(LARGE)
+    expected = gradients(student, teacher, packed, criterion)
+    sources = [s.detach().clone() for s in student]
+    with torch.no_grad():
+        for s in student:
+            s.zero_()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.no_grad():
+        torch.cuda._sleep(50_000_000)
+        for s, source in zip(student, sources, strict=True):
+            s.copy_(source)
+    with torch.cuda.stream(stream):
+        found = gradients(student, teacher, packed, criterion)
+    torch.cuda.synchronize()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_current_device_stays():
+    """Tensors of the second device, while the first one is current, and stays so."""
+    student, teacher, packed, criterion = packed_inputs(FIVE)
+    moved = ([s.detach().to("cuda:1").requires_grad_() for s in student], [t.to("cuda:1") for t in teacher])
+    boxes = fgd.boxes.PackedBoxes(*(t.to("cuda:1") for t in packed))
+    found = gradients(*moved, boxes, criterion.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    expected = gradients(student, teacher, packed, criterion.to("cuda:0"))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b.cpu())
+
+
+def test_compile():
+    student, teacher, packed, criterion = packed_inputs(FIVE)
+    eager = gradients(student, teacher, packed, criterion)
+
+    @torch.compile(fullgraph=True)
+    def loss(student, teacher):
+        return sum(criterion(student, teacher, packed).values())
+
+    value = loss(student, teacher)
+    found = [value, *torch.autograd.grad(value, [*student, *criterion.parameters()])]
+    for a, b in zip(found, eager, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast():
+    """Half features under autocast; parameters and sums stay in float32."""
+    case = Case("amp", PYRAMID, (3, 0), *[torch.float16] * 2, loss=BALANCED)
+    student, teacher, packed, criterion = packed_inputs(case)
+    plain = gradients(student, teacher, packed, criterion)
+    with torch.autocast("cuda", dtype=torch.float16):
+        found = gradients(student, teacher, packed, criterion)
+    assert found[0].dtype == torch.float32
+    for a, b in zip(found, plain, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_a_hundred_times(dtype, channels_last):
+    case = Case("repeat", LARGE.levels, (7, 7), dtype, dtype, channels_last, loss=BALANCED)
+    inputs = packed_inputs(case)
+    first = gradients(*inputs)
+    for _ in range(99):
+        for a, b in zip(gradients(*inputs), first, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory(dtype):
+    """A step's peak above its inputs and its gradients: at most 5% of a feature map."""
+    case = Case("memory", LARGE.levels, (7,) * 8, dtype, dtype, loss=BALANCED)
+    student, teacher, packed, criterion = packed_inputs(case)
+    results = gradients(student, teacher, packed, criterion)
+    size = sum(r.numel() * r.element_size() for r in results)
+    del results
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    gradients(student, teacher, packed, criterion)
+    extra = torch.cuda.max_memory_allocated() - before - size
+    feature_map = sum(s.numel() * s.element_size() for s in student)
+    assert extra <= 0.05 * feature_map
+
+
+def test_launches():
+    """Forward and backward of five levels, GcBlocks included: at most 12 kernels of ours."""
+    student, teacher, packed, criterion = packed_inputs(FIVE)
+    gradients(student, teacher, packed, criterion)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        gradients(student, teacher, packed, criterion)
+        torch.cuda.synchronize()
+    ours = [event for event in profile.events() if event.name.startswith("fgd_")]
+    assert 0 < len(ours) <= 12
+
+
+def test_empty_batch():
+    case = Case("empty", PYRAMID, (), loss=BALANCED)
+    student, teacher, packed, criterion = packed_inputs(case)
+    loss, *found = gradients(student, teacher, packed, criterion)
+    assert loss == 0 and all((g == 0).all() for g in found)
