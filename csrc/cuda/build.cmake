@@ -3,7 +3,7 @@
 #   FGD_NO_CUDA=1 or -DFGD_CUDA=OFF     no
 #   FGD_FORCE_CUDA=1 or -DFGD_CUDA=ON   yes; without nvcc that is an error
 #   TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"  yes where there is an nvcc, for these architectures
-#   none of them (AUTO)                 no: all architectures take minutes, one takes most of a minute (docs/cuda.md), and
+#   none of them (AUTO)                 no: it would take every installation minutes of nvcc (docs/cuda.md), and
 #                                       a GPU has the Triton kernels without any build
 #
 # Never by whether a GPU is visible here: the machine that builds is often not the one that runs.
