@@ -19,7 +19,7 @@ LARGE = [
     # Sums over 2048 channels run in float32, in order of channels: up to 1.8 times the budget was seen.
     Case("most channels", ((2048, 9, 11),), (2,), loss=BALANCED, slack=2.5),
     Case("an odd number of many channels", ((2047, 3, 5),), (2,), loss=BALANCED, slack=2.5),
-    Case("most channels, channels_last", ((2048, 9, 11),), (2,), channels_last=True, loss=BALANCED),
+    Case("most channels, channels_last", ((2048, 9, 11),), (2,), channels_last=True, loss=BALANCED, slack=2.5),
 ]
 
 
@@ -31,7 +31,12 @@ def test_equals_the_reference(case):
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
 def test_every_instruction_set(instruction_set):
     """The choice is made once a process, so the others run in processes of their own."""
-    code = "import cases; [cases.assert_as_reference(case, 'cpu') for case in cases.standard_cases()]"
+    code = """
+import torch, cases
+for case in cases.standard_cases():
+    torch.manual_seed(0)
+    cases.assert_as_reference(case, "cpu")
+"""
     environment = os.environ | {"FGD_CPU_ISA": instruction_set, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
