@@ -42,9 +42,9 @@ def cases() -> list[Case]:
         Case("aligned rows", ((64, 12, 16), (64, 4, 8)), (2,), loss=BALANCED),
         Case("aligned rows, bfloat16", ((64, 8, 16), (128, 4, 4)), (2,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
         Case("aligned and odd rows", ((20, 8, 8), (24, 7, 5)), (2, 0), torch.float16, torch.float32, loss=BALANCED),
-        Case("chunks of channels", ((520, 3, 9),), (2,), loss=BALANCED),
-        Case("chunks of channels, channels_last", ((600, 5, 4),), (2,), channels_last=True, loss=BALANCED),
-        Case("chunks of channels, no GcBlock gradient", ((768, 4, 4),), (1,), frozen=True, loss=BALANCED),
+        Case("chunks of channels", ((520, 3, 9),), (2,), loss=BALANCED, slack=2.5),
+        Case("chunks of channels, channels_last", ((600, 5, 4),), (2,), channels_last=True, loss=BALANCED, slack=2.5),
+        Case("chunks of channels, no GcBlock gradient", ((768, 4, 4),), (1,), frozen=True, loss=BALANCED, slack=2.5),
     ]
     standard = [case for case in standard_cases() if case.student_dtype != torch.float64]
     small = [dataclasses.replace(case, levels=SMALL) if case.levels == PYRAMID else case for case in standard]

@@ -23,7 +23,7 @@ import gpu_report_triton as offline
 
 LAYOUTS = ("contiguous", "channels_last")
 KINDS = [*zip(("float32", "bfloat16"), LAYOUTS, strict=True), *zip(("bfloat16", "float32"), LAYOUTS, strict=True)]
-GATES = [(target, *kind) for target in offline.TARGETS for kind in KINDS[: 4 if target in ("90", "100") else 2]]
+GATES = [(target, *kind) for target in offline.TARGETS for kind in KINDS[: 4 if target in ("80", "90", "100") else 2]]
 GOALS = {"forward_pass": 68, "backward_pass": 102}  # thread instructions for every pair of features
 
 
