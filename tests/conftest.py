@@ -5,9 +5,14 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
+
+
+settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
