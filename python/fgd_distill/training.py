@@ -28,6 +28,8 @@ class FGDConfig:
         alpha, beta, gamma, lambda_: weights of the foreground, background, attention and global term.
         temperature: of the attentions.
         level_weights: one factor a level, or ``inverse_area``.
+        attention: ``both``, ``spatial``, ``channel`` or ``none`` (the paper's table 5).
+        split: false distils fore- and background as one area, weighted by beta (table 1).
         backend: which kernels compute it.
     """
 
@@ -38,6 +40,8 @@ class FGDConfig:
     lambda_: float | None = None
     temperature: float | None = None
     level_weights: list[float] | str | None = None
+    attention: str = "both"
+    split: bool = True
     backend: str = "auto"
 
 
