@@ -11,7 +11,7 @@ from .errors import Fault, Misaligned, OutOfBounds, ReadOnly
 FIRST_ADDRESS = 1 << 20  # below: the null page, so that a null or truncated pointer is out of bounds
 GAP = 1 << 12  # bytes between buffers: a stray index lands in no man's land, not in a neighbour
 SHARED_WINDOW, LOCAL_WINDOW, WINDOW = 1 << 44, 1 << 45, 1 << 32  # where generic addresses show the other spaces
-# Without it neighbouring arenas count, as one, against the machine's memory, and fork() is refused. Python 3.13 names it.
+# Without it neighbouring arenas count as one against the memory, and fork() is refused. Python 3.13 names it.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
