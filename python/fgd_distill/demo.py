@@ -46,9 +46,9 @@ def main(args: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     data = make_digits(options.data)
     if options.train_teacher:
-        train_teacher(data)
+        train_teacher(data, options.workers)
     command = shlex.join(["python", "-m", "fgd_distill.demo", *(sys.argv[1:] if args is None else args)])
-    rows = [evaluate_teacher(data)]
+    rows = [evaluate_teacher(data, options.workers)]
     for seed in options.seeds:
         rows += compare(data, seed, options)
         if options.output:  # after each seed, so that a long comparison that is cut short is not lost
@@ -69,19 +69,19 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/digits_demo.csv", help="CSV file; '' writes none")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0 leaves its choice")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images (default: 1)")
-    parser.add_argument("--train-teacher", action="store_true", help="retrain the shipped teacher first (about 35 min)")
+    parser.add_argument("--train-teacher", action="store_true", help="retrain the shipped teacher first (half an hour)")
     return parser.parse_args(args)
 
 
-def train_teacher(data: Path) -> None:
+def train_teacher(data: Path, workers: int = 1) -> None:
     """Trains the digits teacher and replaces the shipped weights."""
-    cli = run(["fit", "--config", "digits_teacher.yaml", f"--data.root={data}"])
+    cli = run(["fit", "--config", "digits_teacher.yaml", f"--data.root={data}", f"--data.num_workers={workers}"])
     checkpoint = Path(cli.trainer.default_root_dir) / "teacher.ckpt"
     cli.trainer.save_checkpoint(checkpoint)
     export_student(str(checkpoint), str(PACKAGE_WEIGHTS / "digits_teacher.pt"), dtype="float16")
 
 
-def evaluate_teacher(data: Path) -> Row:
+def evaluate_teacher(data: Path, workers: int = 1) -> Row:
     """The shipped teacher's metrics on the validation images."""
     cli = run(
         [
@@ -89,6 +89,7 @@ def evaluate_teacher(data: Path) -> Row:
             "--config=digits_teacher.yaml",
             "--model.student.weights=package:digits_teacher.pt",
             f"--data.root={data}",
+            f"--data.num_workers={workers}",
             "--trainer.logger=false",
             "--verbose=false",
         ]

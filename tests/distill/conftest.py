@@ -11,6 +11,16 @@ from fgd_distill.digits import make_digits
 from fgd_distill.models import digits_student, digits_teacher
 
 
+@pytest.fixture(autouse=True)
+def no_loader_processes(monkeypatch):
+    """A fork of the test process doubles its memory, and fails where there is too little: images load in it."""
+
+    def refuse(self, loader):
+        raise AssertionError(f"a test started {loader.num_workers} loader processes; pass num_workers=0")
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__", refuse)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     return make_digits(tmp_path_factory.mktemp("data") / "digits", train_images=24, val_images=6, progress=False)

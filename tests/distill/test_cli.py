@@ -148,9 +148,9 @@ def test_the_demo_from_end_to_end(digits, teacher_file, tmp_path, monkeypatch, c
 def test_retraining_the_teacher_replaces_the_shipped_weights(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "PACKAGE_WEIGHTS", tmp_path / "weights")
-    short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--data.batch_size=4", "--data.num_workers=0"]
+    short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--data.batch_size=4"]
     monkeypatch.setattr(demo, "run", lambda args: cli.run([*args, *short]))
-    demo.train_teacher(digits)
+    demo.train_teacher(digits, workers=0)
     weights = tmp_path / "weights" / "digits_teacher.pt"
     build_detector(DetectorConfig("digits_teacher", 11, str(weights)))
     assert weights.stat().st_size < 4e6
