@@ -41,6 +41,14 @@ def feature_list(output: Any, name: str) -> list[Tensor]:
     return list(values)
 
 
+class _PassEnded(BaseException):
+    """Leaves a forward pass; no Exception, so that a detector's own handlers let it through."""
+
+    def __init__(self, tap: LayerTap) -> None:
+        super().__init__("a LayerTap ended this forward pass")
+        self.tap = tap
+
+
 class LayerTap:
     """Records the outputs of some layers while the ``with`` block runs.
 
@@ -50,42 +58,49 @@ class LayerTap:
     Args:
         model: the network.
         layers: names of submodules, in the order in which outputs are wanted.
+        stop: leave the ``with`` block as soon as every layer has run, so that what comes behind them never runs.
 
     Raises:
         ValueError: a layer does not exist.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
-        self.layers = list(layers)
-        self._modules = [find_layer(model, name) for name in self.layers]
-        self._outputs: dict[str, Any] = {}
+    def __init__(self, model: nn.Module, layers: Sequence[str], stop: bool = False) -> None:
+        self.layers, self.stop = list(layers), stop
+        self._modules = {name: find_layer(model, name) for name in self.layers}
+        self._outputs: dict[str, list[Any]] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        for name, module in zip(self.layers, self._modules, strict=True):
+        for name, module in self._modules.items():
             self._handles.append(module.register_forward_hook(self._recorder(name)))
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        return isinstance(error, _PassEnded) and error.tap is self
 
     def _recorder(self, name: str):
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._outputs[name] = output
+            self._outputs.setdefault(name, []).append(output)
+            if self.stop and len(self._outputs) == len(self._modules):
+                raise _PassEnded(self)
 
         return record
 
     def output(self, name: str) -> Any:
-        """What layer ``name`` returned when it ran last.
+        """What layer ``name`` returned.
 
         Raises:
-            RuntimeError: it did not run.
+            RuntimeError: it did not run, or ran several times, so that which output is meant is not clear.
         """
-        if name not in self._outputs:
+        runs = self._outputs.get(name, [])
+        if not runs:
             raise RuntimeError(f"layer {name!r} did not run in this forward pass, so it has no output to distil")
-        return self._outputs[name]
+        if len(runs) > 1:
+            raise RuntimeError(f"layer {name!r} ran {len(runs)} times in this forward pass; tap one that runs once")
+        return runs[0]
 
     def features(self) -> list[Tensor]:
         """The feature maps of all layers, one after the other."""
