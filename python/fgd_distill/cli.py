@@ -11,19 +11,25 @@ from jsonargparse import auto_cli
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
+from .ablate import ablate
 from .data import CocoDataModule
 from .digits import make_digits
 from .export import export_student
 from .training import DetectionModule
 
 CONFIGS = Path(__file__).parent / "configs"
-TOOLS: dict[str, Callable[..., object]] = {"make-digits": make_digits, "export-student": export_student}
+TOOLS: dict[str, Callable[..., object]] = {
+    "make-digits": make_digits,
+    "export-student": export_student,
+    "ablate": ablate,
+}
 USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --help lists them)
 
   fit             trains a detector, alone or with a teacher
   validate        evaluates a checkpoint by COCO metrics
   make-digits     makes the digits data set
   export-student  writes the student of a checkpoint as a plain state dict
+  ablate          runs the paper's ablations on the digits data
 
 fit and validate take --config FILE, more than once: later files and options win. Files shipped with the package are
 found by their names: {configs}

@@ -80,7 +80,7 @@ def print_table(rows: Sequence[Row]) -> None:
     """Prints the rows, one a line."""
     head = ["model", "seed", "steps", *SHOWN_METRICS, "seconds", "FGD loss", "teacher"]
     print("\nCOCO box metrics (percent); the last two columns are shares of a training step\n")
-    for line in _aligned([head, *(_cells(row) for row in rows)]):
+    for line in aligned([head, *(_cells(row) for row in rows)]):
         print(line)
 
 
@@ -96,7 +96,8 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
+def aligned(table: list[list[str]]) -> list[str]:
+    """The lines of a table: its first column to the left, the others to the right."""
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return [
         "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])

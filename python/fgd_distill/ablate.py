@@ -1,0 +1,213 @@
+"""The paper's ablations (tables 1, 4, 5 and 7) on the digits data: ``fgd-distill ablate``.
+
+Every run is a ``fgd-distill fit`` of the digits student with an overlay from configs/ablations.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+
+from .ablation_tables import ALONE, FULL, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
+from .digits import make_digits
+from .evaluation import METRICS
+from .files import atomic_write
+from .report import PACKAGES, aligned, machine, row_of
+
+CONFIGS = Path(__file__).parent / "configs"
+BASE = ("digits_inherit.yaml", "digits_fgd.yaml")
+STEPS = 200
+COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "fgd", "command", "machine", "versions")
+FINDINGS = "## What carries over"
+PAGE = """# The paper's ablations on the digits data
+
+    {command}
+
+Machine: {machine}. Versions: {versions}.
+
+Every student starts with the teacher's neck and head (digits_inherit.yaml), with the same initialisation and batches as
+the others of its seed, and trains for {steps} steps at the weights of digits_fgd.yaml; configs/ablations has what each
+row changes. Here: mean over the seeds and range of COCO box AP in percent on the validation images, mean gain over the
+first row, mean AR. Beside it the paper's numbers, on COCO, 24 epochs, without inheriting. All metrics of every run are
+in the CSV file beside this page.
+
+{tables}
+"""
+
+
+def ablate(
+    tables: Sequence[int] = (1, 4, 5, 7),
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = STEPS,
+    data: str = "data/digits",
+    output: str = "runs/digits_ablations.csv",
+    threads: int = 0,
+    workers: int = 1,
+) -> None:
+    """Trains the digits student once for each setting of the tables and each seed, and prints them beside the paper's.
+
+    A run's line is written when the run ends. Runs that are in ``output`` already are skipped, so a comparison that was
+    interrupted goes on where it stopped, and one that is complete prints its tables at once.
+
+    Args:
+        tables: numbers of the paper's tables: 1 areas, 4 losses, 5 attention, 7 temperature.
+        seeds: one run of each setting for each; all settings of a seed run before the next seed's.
+        steps: training steps of a run.
+        data: folder of the digits data set; made if missing.
+        output: CSV file of the runs; the page of the tables is written beside it, with the suffix .md.
+        threads: threads of PyTorch; 0 leaves its choice.
+        workers: processes that load images.
+
+    Raises:
+        ValueError: an unknown table, no seed, no step, or runs in ``output`` made with other steps or weights.
+    """
+    chosen = chosen_tables(tables)
+    if not seeds or steps < 1:
+        raise ValueError(f"expected at least one seed and one step, got seeds {list(seeds)} and steps {steps}")
+    settings = settings_of(chosen)
+    lines = read_lines(Path(output))
+    _check_same(lines, settings, steps, output)
+    folder = make_digits(data)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    if threads:
+        torch.set_num_threads(threads)
+    missing = [(setting, seed) for seed in seeds for setting in settings if not _find(lines, setting, seed)]
+    for count, (setting, seed) in enumerate(missing, start=1):
+        print(f"run {count} of {len(missing)}: {setting}, seed {seed}, {steps} steps", flush=True)
+        lines.append(_run(folder, setting, seed, steps, workers, _command(tables, seeds, steps, threads)))
+        print(f"AP {float(lines[-1]['AP']):.1f} after {lines[-1]['seconds']} s", flush=True)
+        write_lines(lines, Path(output))
+    shown = [line for seed in seeds for setting in settings for line in _find(lines, setting, seed)]
+    print_tables(chosen, shown)
+    write_page(chosen, shown, Path(output).with_suffix(".md"))
+    print(f"\n{output} has every run, {Path(output).with_suffix('.md')} the tables")
+
+
+def overlay_of(setting: str) -> tuple[str, ...]:
+    """The configuration files of a setting, to be laid over digits_student.yaml in this order.
+
+    Raises:
+        FileNotFoundError: there is no such overlay.
+    """
+    if setting == ALONE:
+        return BASE[:1]
+    if setting == FULL:
+        return BASE
+    name = f"ablations/{setting}.yaml"
+    if not (CONFIGS / name).is_file():
+        raise FileNotFoundError(f"setting: expected an overlay at {CONFIGS / name}, found none")
+    return (*BASE, name)
+
+
+def fgd_of(setting: str) -> str:
+    """The weights of a setting as JSON, empty for none: what a run's line is recognised by."""
+    merged: dict[str, object] = {}
+    for name in overlay_of(setting):
+        merged |= yaml.safe_load((CONFIGS / name).read_text())["model"].get("fgd", {})
+    return json.dumps(merged, sort_keys=True) if merged else ""
+
+
+def _run(data: Path, setting: str, seed: int, steps: int, workers: int, command: str) -> Line:
+    from .demo import fit, seconds  # here, because it imports cli, which lists this command
+
+    overlay = [f"--config={name}" for name in overlay_of(setting)]
+    quiet = ("--trainer.enable_progress_bar=false", f"--trainer.logger.init_args.name=ablations/{setting}_seed{seed}")
+    cli = fit(data, seed, steps, (*overlay, *quiet), workers)
+    metrics = row_of(setting, seed, steps, cli).metrics
+    return {
+        "setting": setting,
+        "seed": str(seed),
+        "steps": str(steps),
+        **{name: f"{value:.2f}" for name, value in metrics.items()},
+        "seconds": f"{seconds(cli):.0f}",
+        "fgd": fgd_of(setting),
+        "command": command,
+        "machine": machine(),
+        "versions": " ".join(f"{package}=={version(package)}" for package in PACKAGES),
+    }
+
+
+def _command(tables: Sequence[int], seeds: Sequence[int], steps: int, threads: int) -> str:
+    """The command line, without the folders, which differ from machine to machine."""
+    lists = f"--tables '{list(tables)}' --seeds '{list(seeds)}'"
+    return f"fgd-distill ablate {lists} --steps {steps}" + (f" --threads {threads}" if threads else "")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The runs of a CSV file; none if there is no such file.
+
+    Raises:
+        ValueError: the file is not one of these.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"output: expected a file of fgd-distill ablate at {path}, got {reader.fieldnames}")
+        return list(reader)
+
+
+def write_lines(lines: Sequence[Line], path: Path) -> None:
+    """Writes all runs, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    atomic_write(path, lambda temporary: temporary.write_text(text.getvalue()))
+
+
+def _find(lines: Sequence[Line], setting: str, seed: int) -> list[Line]:
+    return [line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed))]
+
+
+def _check_same(lines: Sequence[Line], settings: Sequence[str], steps: int, output: str) -> None:
+    """Refuses to put runs of different lengths or weights into one table."""
+    for line in lines:
+        if line["steps"] != str(steps):
+            raise ValueError(f"steps: expected {line['steps']}, as the runs in {output} have, got {steps}")
+        if line["setting"] in settings and line["fgd"] != fgd_of(line["setting"]):
+            raise ValueError(
+                f"{output}: the run {line['setting']} was made with {line['fgd']}, the configuration is now "
+                f"{fgd_of(line['setting'])}; name another output, or delete the line to run it again"
+            )
+
+
+def print_tables(tables: Sequence[PaperTable], lines: Sequence[Line]) -> None:
+    """Prints the tables on the terminal."""
+    for table in tables:
+        print(f"\nTable {table.number}: {table.title}; the paper: {table.detectors}\n")
+        for line in aligned([list(HEAD), *table_cells(table, lines)]):
+            print(line)
+
+
+def write_page(tables: Sequence[PaperTable], lines: Sequence[Line], path: Path) -> None:
+    """Writes the tables as a page. What an author wrote under the heading of the findings stays."""
+    blocks = []
+    for table in tables:
+        rows = [list(HEAD), ["---"] * len(HEAD), *table_cells(table, lines)]
+        body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        blocks.append(f"## Table {table.number}: {table.title}\n\nThe paper's pair: {table.detectors}.\n\n{body}")
+    old = path.read_text() if path.is_file() else ""
+    page = PAGE.format(
+        command=_values(lines, "command"),
+        machine=_values(lines, "machine"),
+        versions=_values(lines, "versions").replace(" ", ", ").replace("==", " "),
+        steps=_values(lines, "steps"),
+        tables="\n\n".join(blocks),
+    )
+    findings = f"\n{FINDINGS}{old.split(FINDINGS, 1)[1]}" if FINDINGS in old else ""
+    atomic_write(path, lambda temporary: temporary.write_text(page + findings))
+
+
+def _values(lines: Sequence[Line], column: str) -> str:
+    """The different values of a column: one, unless the runs come from several machines or sessions."""
+    return "; ".join(dict.fromkeys(line[column] for line in lines))

@@ -1,0 +1,160 @@
+"""The paper's ablations: which overlay answers which row of which table, and the page that shows both side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Line = dict[str, str]
+ALONE, FULL = "alone", "fgd"  # settings without an overlay of their own: no distillation, and digits_fgd.yaml as it is
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table.
+
+    Args:
+        label: what is distilled.
+        setting: ``alone``, ``fgd``, or an overlay in configs/ablations, without its suffix.
+        ap, ar: the paper's mAP and mAR; None where it has no such row.
+    """
+
+    label: str
+    setting: str
+    ap: float | None = None
+    ar: float | None = None
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper.
+
+    Args:
+        number: as the paper counts.
+        title: what is compared.
+        detectors: the paper's teacher and student.
+        rows: the first is the baseline that gains are counted from.
+    """
+
+    number: int
+    title: str
+    detectors: str
+    rows: tuple[TableRow, ...]
+
+
+TABLES = {
+    table.number: table
+    for table in (
+        PaperTable(
+            1,
+            "distilled areas",
+            "RetinaNet R101 to R50",
+            (
+                TableRow("none", ALONE, 37.4, 53.9),
+                TableRow("foreground", "foreground", 39.3, 55.6),
+                TableRow("background", "background", 39.2, 55.8),
+                TableRow("both as one area", "no_split", 38.9, 55.1),
+                TableRow("both, split", "focal", 39.4, 56.1),
+            ),
+        ),
+        PaperTable(
+            4,
+            "losses",
+            "RetinaNet X101 to R50",
+            (
+                TableRow("none", ALONE, 37.4, 53.9),
+                TableRow("focal", "focal", 40.2, 56.2),
+                TableRow("global", "global", 40.2, 56.4),
+                TableRow("both", FULL, 40.4, 56.7),
+            ),
+        ),
+        PaperTable(
+            5,
+            "attention of the focal loss",
+            "RetinaNet X101 to R50",
+            (
+                TableRow("no distillation", ALONE, 37.4, 53.9),
+                TableRow("no attention", "no_attention"),
+                TableRow("spatial", "spatial", 40.0, 56.1),
+                TableRow("channel", "channel", 39.7, 55.8),
+                TableRow("both", "focal", 40.2, 56.2),
+            ),
+        ),
+        PaperTable(
+            7,
+            "temperature, as a multiple of the tuned one (the paper's 0.5, here 8)",
+            "RetinaNet X101 to R50",
+            (
+                TableRow("no distillation", ALONE, 37.4, 53.9),
+                TableRow("0.06 (T = 0.5 itself)", "temperature_paper"),
+                TableRow("0.6", "temperature_0.6x", 40.1, 56.4),
+                TableRow("1", FULL, 40.4, 56.7),
+                TableRow("1.6", "temperature_1.6x", 40.4, 56.6),
+                TableRow("2", "temperature_2x", 40.2, 56.5),
+                TableRow("2.4", "temperature_2.4x", 40.0, 56.4),
+            ),
+        ),
+    )
+}
+HEAD = ("", "seeds", "AP", "range", "gain", "AR", "paper's AP", "gain", "AR")
+
+
+def chosen_tables(numbers: Iterable[int]) -> list[PaperTable]:
+    """The tables with these numbers.
+
+    Raises:
+        ValueError: there is no such table, or no number at all.
+    """
+    numbers = list(numbers)
+    unknown = [number for number in numbers if number not in TABLES]
+    if unknown or not numbers:
+        raise ValueError(f"tables: expected numbers among {', '.join(map(str, TABLES))}, got {unknown or numbers}")
+    return [TABLES[number] for number in dict.fromkeys(numbers)]
+
+
+def settings_of(tables: Iterable[PaperTable]) -> list[str]:
+    """The settings that these tables need, each once."""
+    return list(dict.fromkeys(row.setting for table in tables for row in table.rows))
+
+
+def table_cells(table: PaperTable, lines: Sequence[Line]) -> list[list[str]]:
+    """The table's rows as text, under ``HEAD``: mean and range over the seeds beside the paper's numbers.
+
+    Gains count from the first row; a setting that has not run yet has empty cells.
+
+    Args:
+        table: of the paper.
+        lines: rows of the CSV file.
+    """
+    base = table.rows[0]
+    return [_cells(row, base, lines) for row in table.rows]
+
+
+def _cells(row: TableRow, base: TableRow, lines: Sequence[Line]) -> list[str]:
+    ap, ar = _numbers(lines, row.setting, "AP"), _numbers(lines, row.setting, "AR")
+    alone = _numbers(lines, base.setting, "AP")
+    gains = [value - alone[seed] for seed, value in ap.items() if seed in alone]  # seed by seed: runs may be missing
+    paper_gain = row.ap - base.ap if row.ap is not None and base.ap is not None and row is not base else None
+    return [
+        row.label,
+        str(len(ap) or ""),
+        _mean(ap.values()),
+        f"{min(ap.values()):.1f} to {max(ap.values()):.1f}" if len(ap) > 1 else "",
+        "" if row is base else _mean(gains, signed=True),
+        _mean(ar.values()),
+        "" if row.ap is None else f"{row.ap:.1f}",
+        "" if paper_gain is None else f"{paper_gain:+.1f}",
+        "" if row.ar is None else f"{row.ar:.1f}",
+    ]
+
+
+def _numbers(lines: Sequence[Line], setting: str, column: str) -> dict[str, float]:
+    return {line["seed"]: float(line[column]) for line in lines if line["setting"] == setting}
+
+
+def _mean(values: Iterable[float], signed: bool = False) -> str:
+    values = list(values)
+    if not values:
+        return ""
+    return f"{statistics.mean(values):+.1f}" if signed else f"{statistics.mean(values):.1f}"
