@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import PackedBoxes
-from .functional import fgd_loss
+from .functional import LOSS_NAMES, fgd_loss
 
 # Section 4.2 of the paper: α, β, γ, λ; T is 0.5 for all. The authors' published configurations use another γ
 # (5e-4 for one-stage detectors with anchors, 8e-4 for those without) and T = 0.8 for FCOS.
@@ -96,6 +96,8 @@ class FGDLoss(nn.Module):
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
+
+    loss_names = LOSS_NAMES  # the keys that a call returns
 
     def __init__(
         self,

@@ -1,14 +1,18 @@
 """Distilling detectors: data, models, training and evaluation around the loss of ``fgd_kernels``."""
 
 from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter
-from .distiller import DetectionDistiller
+from .distiller import DetectionDistiller, DistilledFeatures, TeacherCache
 from .inheriting import InheritReport, inherit
+from .schedule import Schedule
 
 __all__ = [
     "DetectionDistiller",
     "DetectorAdapter",
+    "DistilledFeatures",
     "InheritReport",
+    "Schedule",
     "StudentStep",
+    "TeacherCache",
     "TorchvisionAdapter",
     "inherit",
 ]

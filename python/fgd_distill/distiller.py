@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-from .adapters import DetectorAdapter, adapter_for
+from .adapters import DetectorAdapter, StudentStep, adapter_for
+from .schedule import Schedule
 from .taps import LayerTap, find_layer
+
+
+class TeacherCache(Protocol):
+    """Keeps the teacher's feature maps, so that it sees an image once instead of once an epoch."""
+
+    def features(self, batch: Tensor, targets: Any, compute: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
+        """What ``compute(batch)`` returns, or returned for the same images before.
+
+        Args:
+            batch: (N, 3, H, W), as the student's backbone gets it.
+            targets: as the data loader gave them; they tell which images these are.
+            compute: runs the teacher on such a batch, or on some images of it; one (N, C, H, W) a level, no gradient.
+        """
+
+
+class DistilledFeatures(NamedTuple):
+    """What the criterion compares in one training step.
+
+    Args:
+        step: the student's losses, batch and boxes.
+        student, teacher: one (N, C, H, W) a level; channel counts may differ, sizes are equal.
+        frames: one (height, width) an image, in pixels: the padded batch, which the whole map covers.
+    """
+
+    step: StudentStep
+    student: list[Tensor]
+    teacher: list[Tensor]
+    frames: list[tuple[int, int]]
 
 
 class DetectionDistiller(nn.Module):
@@ -19,91 +51,188 @@ class DetectionDistiller(nn.Module):
 
     In training mode a call returns the student's loss dict with the terms of ``criterion`` added; in eval mode it
     returns the student's predictions. The teacher always runs in eval mode and without gradient, on the very tensor
-    that the student's backbone got. It moves with ``.to()`` but is in none of ``parameters()``, ``state_dict()``,
-    ``modules()`` and ``train()``. Features are read by hooks that exist only during the call.
+    that the student's backbone got, and no further than the last tapped layer. It moves with ``.to()`` but is in none
+    of ``parameters()``, ``state_dict()``, ``modules()`` and ``train()``. Features are read by hooks that exist only
+    during the call.
+
+    Copies (``copy.deepcopy``, ``torch.optim.swa_utils.AveragedModel``) share the teacher with the original: it never
+    changes. ``.to()`` of a copy leaves it; when it runs, it goes where the batch is. A pickle contains it.
+
+    Wrap the distiller, not the student, in ``DistributedDataParallel``; student, teacher or parts of them may be
+    compiled in place (``student.backbone.compile()``).
 
     Args:
         student: the detector to train.
-        teacher: the detector to learn from.
+        teacher: the detector to learn from; it may be of another floating type than the student.
         criterion: called as ``criterion(student_features, teacher_features, boxes, image_sizes)``; returns a dict of
             losses, as ``fgd_kernels.FGDLoss`` does. Its parameters belong in the optimizer: ``check_optimizer``.
         student_layers, teacher_layers: name or names of the modules whose outputs are distilled, such as
-            ``backbone.fpn``; outputs may be tensors (N, C, H, W), or dicts, lists or tuples of them.
-        adapter: knows how the detectors are run; None chooses one (torchvision's detectors).
+            ``backbone.fpn``; outputs may be tensors (N, C, H, W), or dicts, lists or tuples of them. None takes those
+            that the adapter names, the neck's.
+        adapter: knows how the detectors are run; None chooses one by the student's class.
         resize_teacher: whether teacher maps of another height and width are resized (bilinear) to the student's;
             otherwise they are an error.
+        schedule: when the criterion's terms count; it needs ``set_step``. None: always.
+        teacher_cache: asked for the teacher's maps instead of the teacher itself.
 
     Raises:
         ValueError: a layer does not exist (the message lists close names), or the two cannot share one input.
-        TypeError: there is no adapter for the detectors.
+        TypeError: there is no adapter for the detectors, or one is wrapped.
     """
 
     student: nn.Module
     teacher: nn.Module
     criterion: nn.Module
+    level_terms: Tensor | None
+    """(L, 4), detached: the criterion's weighted terms of each level in the last training call, for logs. None before
+    it, where the schedule was at 0, and for a criterion that has no argument ``return_levels``, as FGDLoss has it."""
 
     def __init__(
         self,
         student: nn.Module,
         teacher: nn.Module,
         criterion: nn.Module,
-        student_layers: str | Sequence[str] = "backbone.fpn",
-        teacher_layers: str | Sequence[str] = "backbone.fpn",
+        student_layers: str | Sequence[str] | None = None,
+        teacher_layers: str | Sequence[str] | None = None,
         adapter: DetectorAdapter | None = None,
         resize_teacher: bool = False,
+        schedule: Schedule | None = None,
+        teacher_cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
+        _check_models(student, teacher)
         self.adapter = adapter or adapter_for(student)
         self.adapter.check_pair(student, teacher)
-        self.student_layers, self.teacher_layers = layer_names(student_layers), layer_names(teacher_layers)
-        for model, names in ((student, self.student_layers), (teacher, self.teacher_layers)):
-            for name in names:
-                find_layer(model, name)
-        self.resize_teacher = resize_teacher
+        self.student_layers = self._layers(student, student_layers, "student_layers")
+        self.teacher_layers = self._layers(teacher, teacher_layers, "teacher_layers")
+        self.resize_teacher, self.schedule, self.teacher_cache = resize_teacher, schedule, teacher_cache
         self.student, self.criterion = student, criterion
-        # Past nn.Module's own setattr, which would register the teacher and with it train, save and optimise it.
-        object.__setattr__(self, "teacher", teacher.eval())
+        self.teacher = teacher.eval()
+        self.step: int | None = None
+        self.level_terms = None
+        self._tells_levels = "return_levels" in inspect.signature(criterion.forward).parameters
+        # With these a step without distillation knows its keys; another criterion's are learnt by running it once.
+        self._term_names: tuple[str, ...] = tuple(getattr(criterion, "loss_names", ()))
+
+    def _layers(self, model: nn.Module, layers: str | Sequence[str] | None, argument: str) -> list[str]:
+        names = self.adapter.default_layers(model) if layers is None else layer_names(layers)
+        if not names:
+            raise ValueError(f"{argument}: expected at least one layer's name, got none")
+        for name in names:
+            find_layer(model, name)
+        return names
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":
+            # Past nn.Module's own setattr, which would register the teacher and with it train, save and optimise it.
+            object.__setattr__(self, "teacher", value)
+            object.__setattr__(self, "_moves_teacher", True)
+        else:
+            super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DetectionDistiller:
+        for shared in (self.teacher, self.teacher_cache):
+            memo.setdefault(id(shared), shared)
+        duplicate = memo[id(self)] = type(self).__new__(type(self))
+        duplicate.__setstate__(copy.deepcopy(self.__dict__, memo) | {"_moves_teacher": False})
+        return duplicate
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DetectionDistiller:
         # Everything that moves or converts a module (.to, .cuda, .half) passes here.
         super()._apply(fn, recurse)
-        if recurse:
+        if recurse and self._moves_teacher:
             self.teacher._apply(fn)
         return self
+
+    def set_step(self, step: int) -> None:
+        """Tells ``schedule`` where training is; call it before each training step.
+
+        The number is the training loop's (with gradient accumulation it stays for several calls), so nothing of it is
+        in ``state_dict()``: a loop that resumes tells its own.
+
+        Args:
+            step: optimizer steps taken so far.
+        """
+        self.step = step
 
     def forward(self, images: Any, targets: Any = None) -> Any:
         """Losses in training mode, predictions in eval mode.
 
         Args:
-            images: what the student takes; for torchvision's detectors a sequence of float tensors (3, H_i, W_i).
-            targets: what the student takes; there a sequence of dicts with ``boxes`` (n_i, 4), xyxy in pixels of the
-                image, and ``labels``. Needed in training mode only.
+            images: a sequence of float tensors (3, H_i, W_i) in 0..1, or what else the adapter takes.
+            targets: a sequence of dicts with ``boxes`` (n_i, 4), xyxy in pixels of the image, and ``labels``, or what
+                else the adapter takes. Needed in training mode only.
 
         Returns:
-            the student's losses and the criterion's, one dict of scalar tensors; or the student's predictions.
+            the student's losses and the criterion's, one dict of scalar tensors, which has the same keys in every
+            step; or the student's predictions.
 
         Raises:
             ValueError: feature maps of student and teacher do not correspond.
+            RuntimeError: there is a schedule, and ``set_step`` was not called.
         """
         if not self.training:
-            return self.student(list(images))
-        with LayerTap(self.student, self.student_layers) as tap:
+            return self.adapter.predict(self.student, images)
+        factor = self._factor()
+        if factor == 0 and self._term_names:
             step = self.adapter.student_step(self.student, images, targets)
-        student_features = tap.features()
-        teacher_features = self._match(student_features, self.teacher_features(step.batch))
-        # The maps cover the padded batch, so its size is every image's frame, whatever the image measured before.
-        frames = [tuple(step.batch.shape[-2:])] * step.batch.shape[0]
-        terms = self.criterion(student_features, teacher_features, step.boxes, frames)
+            self.level_terms = None
+            terms = dict.fromkeys(self._term_names, _zero(self.criterion.parameters(), step.batch))
+        else:
+            features = self.features(images, targets)
+            step, terms = features.step, self._terms(features, factor)
         clash = terms.keys() & step.losses.keys()
         if clash:
             raise ValueError(f"student and criterion both return losses called {sorted(clash)}")
         return {**step.losses, **terms}
 
+    def _factor(self) -> float:
+        if self.schedule is None:
+            return 1.0
+        if self.step is None:
+            raise RuntimeError("schedule: call set_step(step) before each training step, or the schedule never moves")
+        return self.schedule.factor(self.step)
+
+    def _terms(self, features: DistilledFeatures, factor: float) -> dict[str, Tensor]:
+        """The criterion's terms and, as ``level_terms``, what each level contributes to them, all times ``factor``."""
+        inputs = (features.student, features.teacher, features.step.boxes, features.frames)
+        levels = None
+        if self._tells_levels:
+            terms, levels = self.criterion(*inputs, return_levels=True)
+        else:
+            terms = self.criterion(*inputs)
+        self._term_names = tuple(terms)
+        self.level_terms = None if levels is None or factor == 0 else levels * factor
+        return terms if factor == 1 else {name: term * factor for name, term in terms.items()}
+
+    def features(self, images: Any, targets: Any) -> DistilledFeatures:
+        """Runs student and teacher, in the mode that the student is in, and returns what the criterion would get.
+
+        Args:
+            images, targets: as for ``forward`` in training mode.
+
+        Raises:
+            ValueError: feature maps of student and teacher do not correspond.
+        """
+        with LayerTap(self.student, self.student_layers) as tap:
+            step = self.adapter.student_step(self.student, images, targets)
+        student = tap.features()
+        if self.teacher_cache is None:
+            teacher = self.teacher_features(step.batch)
+        else:
+            teacher = self.teacher_cache.features(step.batch, targets, self.teacher_features)
+        # The maps cover the padded batch, so its size is every image's frame, whatever the image measured before.
+        height, width = step.batch.shape[-2:]
+        return DistilledFeatures(step, student, self._match(student, teacher), [(height, width)] * len(step.batch))
+
     def teacher_features(self, batch: Tensor) -> list[Tensor]:
         """The teacher's feature maps for a prepared batch (N, 3, H, W), without gradient."""
         self.teacher.eval()  # again, for whoever holds the teacher may have called train() on it
-        with torch.no_grad(), LayerTap(self.teacher, self.teacher_layers) as tap:
-            self.adapter.run_backbone(self.teacher, batch.detach())
+        parameter = next(self.teacher.parameters())
+        if parameter.device != batch.device:
+            self.teacher.to(batch.device)
+        with torch.no_grad(), LayerTap(self.teacher, self.teacher_layers, stop=True) as tap:
+            self.adapter.run_backbone(self.teacher, batch.detach().to(parameter.dtype))
         return tap.features()
 
     def _match(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
@@ -146,3 +275,23 @@ class DetectionDistiller(nn.Module):
 def layer_names(layers: str | Sequence[str]) -> list[str]:
     """One name or several as a list."""
     return [layers] if isinstance(layers, str) else list(layers)
+
+
+def _check_models(student: nn.Module, teacher: nn.Module) -> None:
+    for role, model in (("student", student), ("teacher", teacher)):
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            raise TypeError(
+                f"{role}: expected the plain detector, got it in {type(model).__name__}; wrap the distiller instead, "
+                "so that the criterion's parameters are synchronised, too"
+            )
+        if isinstance(model, torch._dynamo.OptimizedModule):
+            raise TypeError(f"{role}: expected the plain detector, got torch.compile's; compile it by {role}.compile()")
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    if shared:
+        raise ValueError(f"teacher: shares {len(shared)} parameters with the student; expected a model of its own")
+
+
+def _zero(parameters: Iterable[Tensor], batch: Tensor) -> Tensor:
+    """0, with a gradient of 0 for each parameter: DistributedDataParallel waits for one from all of them."""
+    zeros = [parameter.sum() * 0 for parameter in parameters if parameter.requires_grad]
+    return torch.stack(zeros).sum() if zeros else batch.new_zeros((), dtype=torch.float32)

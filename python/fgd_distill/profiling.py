@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .data import Batch
 from .distiller import DetectionDistiller
-from .taps import LayerTap
 
 
 @dataclass
@@ -55,11 +54,10 @@ def measure_step(distiller: DetectionDistiller, batch: Batch, repeats: int = 12)
     images, targets = batch
     distiller.train()
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-6)
-    with torch.no_grad(), LayerTap(distiller.student, distiller.student_layers) as tap:
-        step = distiller.adapter.student_step(distiller.student, images, targets)
-    student_features = [feature.detach().requires_grad_() for feature in tap.features()]
-    teacher_features = distiller.teacher_features(step.batch)
-    frames = [tuple(step.batch.shape[-2:])] * step.batch.shape[0]
+    with torch.no_grad():
+        step, student_features, teacher_features, frames = distiller.features(images, targets)
+    for feature in student_features:
+        feature.requires_grad_()
 
     def update(losses: dict[str, Tensor]) -> None:
         optimizer.zero_grad()
@@ -72,7 +70,7 @@ def measure_step(distiller: DetectionDistiller, batch: Batch, repeats: int = 12)
 
     parts = (
         lambda: update(distiller(images, targets)),
-        lambda: update(distiller.student(list(images), list(targets))),
+        lambda: update(distiller.adapter.student_step(distiller.student, images, targets).losses),
         lambda: distiller.teacher_features(step.batch),
         loss_only,
     )

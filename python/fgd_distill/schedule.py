@@ -1,0 +1,43 @@
+"""When the distillation loss counts, and how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor for the distillation loss that depends on the training step.
+
+    0 before ``start``, then rising linearly to 1 within ``ramp`` steps, and 0 again from ``stop`` on. While it is 0 the
+    teacher isn't run, so such steps cost what the student alone costs.
+
+    Args:
+        start: the step, counted from 0, at which distillation begins.
+        ramp: steps from 0 to 1; 0 begins with the full loss.
+        stop: the first step without distillation; None never ends it.
+
+    Raises:
+        TypeError, ValueError: an argument is no such number of steps.
+    """
+
+    start: int = 0
+    ramp: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("ramp", self.ramp), ("stop", self.stop)):
+            if value is None and name == "stop":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected a number of steps, an int, got {value!r}")
+            if value < 0:
+                raise ValueError(f"{name}: expected a number of steps >= 0, got {value}")
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop: expected a step after start={self.start}, or None, got {self.stop}")
+
+    def factor(self, step: int) -> float:
+        """The factor at a training step, 0..1."""
+        if step < self.start or (self.stop is not None and step >= self.stop):
+            return 0.0
+        return 1.0 if self.ramp == 0 else min((step - self.start) / self.ramp, 1.0)
