@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,21 +15,37 @@ from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 PYRAMID_CHANNELS = 64  # of both digit detectors, so that a student can inherit the teacher's head
 PACKAGE_WEIGHTS = Path(__file__).parent / "weights"
-TORCHVISION_DETECTORS = (
+# <family>_<backbone>_fpn is built for every pair of these, with the levels of torchvision's own ResNet-50 detectors.
+FAMILIES: dict[str, type[nn.Module]] = {
+    "retinanet": detection.RetinaNet,
+    "fcos": detection.FCOS,
+    "fasterrcnn": detection.FasterRCNN,
+    "maskrcnn": detection.MaskRCNN,
+}
+BACKBONES = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
+OTHER_DETECTORS = (
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "fasterrcnn_mobilenet_v3_large_fpn",
-    "fasterrcnn_resnet50_fpn",
     "fasterrcnn_resnet50_fpn_v2",
-    "fcos_resnet50_fpn",
-    "maskrcnn_resnet50_fpn",
     "maskrcnn_resnet50_fpn_v2",
-    "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
 )
 
@@ -42,12 +59,19 @@ class DetectorConfig:
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.
-        options: keyword arguments for the builder, such as ``min_size`` and ``max_size``.
+        backbone_weights: a file with the state dict of torchvision's classification network of the same backbone,
+            trained on ImageNet; its last layer is left out. Unused beside ``weights``.
+        options: keyword arguments for the detector, such as ``min_size``, ``max_size`` and
+            ``trainable_backbone_layers``, the number of backbone stages that learn, counted from the last.
+
+    As in torchvision, a ResNet detector with either file has its batch norms frozen and trains three backbone stages;
+    one without trains everything.
     """
 
     name: str
     num_classes: int = 91
     weights: str | None = None
+    backbone_weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -114,35 +138,60 @@ def _digits_fcos(
 
 def detector_names() -> list[str]:
     """The names that ``build_detector`` knows."""
-    return ["digits_student", "digits_teacher", *TORCHVISION_DETECTORS]
+    resnets = [f"{family}_{backbone}_fpn" for family in FAMILIES for backbone in BACKBONES]
+    return ["digits_student", "digits_teacher", *resnets, *OTHER_DETECTORS]
 
 
 def build_detector(config: DetectorConfig) -> nn.Module:
     """Builds a detector and loads its weights; nothing is downloaded.
 
     Args:
-        config: name, number of classes, weights file and options.
+        config: name, number of classes, weights files and options.
 
     Returns:
         the detector, in training mode, on the CPU, float32.
 
     Raises:
         ValueError: an unknown name, or weights that do not fit the detector.
-        FileNotFoundError: there is no weights file.
+        FileNotFoundError: there is no such weights file.
     """
     if config.name not in detector_names():
         close = difflib.get_close_matches(config.name, detector_names(), n=3) or detector_names()
         raise ValueError(f"detector name: expected one of {close}, got {config.name!r}")
-    if config.name.startswith("digits_"):
-        build = {"digits_student": digits_student, "digits_teacher": digits_teacher}[config.name]
+    family, _, backbone = config.name.removesuffix("_fpn").partition("_")
+    if family in FAMILIES and backbone in BACKBONES:
+        model = _resnet_detector(family, backbone, config)
+    elif config.backbone_weights is not None:
+        raise ValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
+    elif family == "digits":
+        build = {"student": digits_student, "teacher": digits_teacher}[backbone]
         model = build(num_classes=config.num_classes, **config.options)
     else:
-        build = getattr(detection, config.name)
         options = {"weights": None, "weights_backbone": None, **config.options}
-        model = build(num_classes=config.num_classes, **options)
+        model = getattr(detection, config.name)(num_classes=config.num_classes, **options)
     if config.weights is not None:
         load_weights(model, config.weights)
     return model
+
+
+def _resnet_detector(family: str, backbone: str, config: DetectorConfig) -> nn.Module:
+    """What torchvision builds for ResNet-50, with any backbone."""
+    pretrained = config.weights is not None or config.backbone_weights is not None
+    options = dict(config.options)
+    # Strides 8 to 128 for the one-stage detectors, 4 to 64 for the others; the last by pooling.
+    levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+    pyramid = resnet_fpn_backbone(
+        backbone_name=backbone,
+        weights=None,
+        norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d,
+        trainable_layers=options.pop("trainable_backbone_layers", 3 if pretrained else 5),
+        **(levels if family in ("retinanet", "fcos") else {}),
+    )
+    if config.backbone_weights is not None and config.weights is None:
+        path = resolve_weights(config.backbone_weights)
+        state = {name: value for name, value in read_state(path).items() if not name.startswith("fc.")}
+        _load(pyramid.body, state, path)
+    return FAMILIES[family](pyramid, config.num_classes, **options)
 
 
 def resolve_weights(weights: str | Path) -> Path:
@@ -171,13 +220,29 @@ def load_weights(model: nn.Module, weights: str | Path) -> None:
         ValueError: names or shapes differ; the message lists the first of them.
     """
     path = resolve_weights(weights)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    _load(model, read_state(path), path)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, which may have it under the key ``model``.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: expected a file of torch.save with tensors, could not read it: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         is_checkpoint = isinstance(state, dict) and "state_dict" in state
         hint = "; make one with: fgd-distill export-student" if is_checkpoint else ""
         raise ValueError(f"{path}: expected a state dict of tensors, got {_describe(state)}{hint}")
+    return state
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from torch import nn
+from torchvision.models import detection, resnet18
+from torchvision.ops.misc import FrozenBatchNorm2d
 
-from fgd_distill.models import DetectorConfig, build_detector, detector_names, load_weights
+from fgd_distill.models import BACKBONES, FAMILIES, DetectorConfig, build_detector, detector_names, load_weights
 
 
 def count(model):
@@ -36,6 +39,51 @@ def test_torchvisions_detectors_by_name_without_download(name):
     assert count(model) > 10e6
 
 
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resnet_detectors_are_torchvisions(family):
+    name = f"{family}_resnet50_fpn"
+    with torch.device("meta"):
+        ours = build_detector(DetectorConfig(name, 91))
+        theirs = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=91)
+    assert shapes(ours) == shapes(theirs)
+    assert (
+        ours.backbone(torch.zeros(1, 3, 128, 128, device="meta")).keys()
+        == theirs.backbone(torch.zeros(1, 3, 128, 128, device="meta")).keys()
+    )
+    assert ours.transform.min_size == theirs.transform.min_size
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_has_the_pyramid_of_the_others(backbone):
+    with torch.device("meta"):
+        maps = build_detector(DetectorConfig(f"fcos_{backbone}_fpn", 91)).backbone(torch.zeros(1, 3, 256, 256))
+    assert [tuple(m.shape[1:]) for m in maps.values()] == [(256, 256 // s, 256 // s) for s in (8, 16, 32, 64, 128)]
+
+
+def test_backbone_weights_freeze_norms_and_first_stages(tmp_path):
+    network = resnet18()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    config = DetectorConfig("fcos_resnet18_fpn", 5, backbone_weights=str(tmp_path / "resnet18.pth"))
+    model = build_detector(config)
+    body = model.backbone.body
+    assert torch.equal(body.layer4[1].conv2.weight, network.layer4[1].conv2.weight)
+    assert any(isinstance(m, FrozenBatchNorm2d) for m in body.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+    assert [p.requires_grad for p in (body.conv1.weight, body.layer1[0].conv1.weight, body.layer2[0].conv1.weight)] == [
+        False,
+        False,
+        True,
+    ]
+    with pytest.raises(ValueError, match="do not fit IntermediateLayerGetter"):
+        build_detector(DetectorConfig("fcos_resnet34_fpn", 5, backbone_weights=str(tmp_path / "resnet18.pth")))
+    with pytest.raises(ValueError, match="expected a detector with a ResNet backbone"):
+        build_detector(DetectorConfig("digits_student", 5, backbone_weights=str(tmp_path / "resnet18.pth")))
+
+
 def test_unknown_name_lists_close_ones():
     with pytest.raises(ValueError, match="retinanet_resnet50_fpn.*got 'retinanet_r50'"):
         build_detector(DetectorConfig("retinanet_r50"))
@@ -62,3 +110,6 @@ def test_weights_that_do_not_fit_are_an_error(pair, tmp_path):
     torch.save({"state_dict": {}, "epoch": 1}, tmp_path / "run.ckpt")
     with pytest.raises(ValueError, match="expected a state dict.*export-student"):
         load_weights(student, tmp_path / "run.ckpt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "teacher.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut.pt.*could not read it"):
+        load_weights(student, tmp_path / "cut.pt")
