@@ -15,6 +15,7 @@ from .ablate import ablate
 from .data import CocoDataModule
 from .digits import make_digits
 from .export import export_student
+from .pictures import plot_ap, plot_training, show_attention
 from .training import DetectionModule
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -22,6 +23,9 @@ TOOLS: dict[str, Callable[..., object]] = {
     "make-digits": make_digits,
     "export-student": export_student,
     "ablate": ablate,
+    "show-attention": show_attention,
+    "plot-training": plot_training,
+    "plot-ap": plot_ap,
 }
 USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --help lists them)
 
@@ -30,6 +34,9 @@ USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --
   make-digits     makes the digits data set
   export-student  writes the student of a checkpoint as a plain state dict
   ablate          runs the paper's ablations on the digits data
+  show-attention  draws where teacher, student and distilled student look
+  plot-training   draws the curves of each loss term
+  plot-ap         draws AP by object size
 
 fit and validate take --config FILE, more than once: later files and options win. Files shipped with the package are
 found by their names: {configs}

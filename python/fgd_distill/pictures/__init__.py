@@ -1,0 +1,17 @@
+"""Pictures of a distillation, as PNG files: attention, training curves and AP by object size."""
+
+from .attention import draw_attention, show_attention
+from .bars import draw_ap, plot_ap
+from .curves import draw_curves, plot_training
+from .view import AttentionView, view_attention
+
+__all__ = [
+    "AttentionView",
+    "draw_ap",
+    "draw_attention",
+    "draw_curves",
+    "plot_ap",
+    "plot_training",
+    "show_attention",
+    "view_attention",
+]

@@ -1,0 +1,177 @@
+"""Figures 1 and 5 of the paper, for one's own image and models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ..models import DetectorConfig, build_detector
+from .images import coco_image, image_file
+from .style import HEAT, check_png, save
+from .view import TEACHER, AttentionView, view_attention
+
+WIDTH = 2.0  # inches of a panel
+TITLE = 0.3  # inches above it
+
+
+def draw_attention(
+    view: AttentionView, levels: Sequence[int] | None = None, temperature: float | None = None
+) -> Figure:
+    """Two rows a level: the foreground mask and each model's spatial attention over the image; below, its channel
+    attention as a grid with one square a channel.
+
+    A level's colours span the teacher's values, for all models alike. A student's title tells the mean difference
+    of its attention from the teacher's.
+
+    Args:
+        view: what ``view_attention`` found.
+        levels: which feature maps, counted from 0; None for all.
+        temperature: T, for the title.
+
+    Raises:
+        ValueError: a level that does not exist.
+    """
+    count = len(view.foreground)
+    levels = list(range(count)) if levels is None else list(levels)
+    if not levels or not all(0 <= level < count for level in levels):
+        raise ValueError(f"levels: expected some of 0 to {count - 1}, got {levels}")
+    columns = 1 + len(view.spatial)
+    tall = WIDTH * view.picture.shape[1] / view.picture.shape[2]
+    heights = [height + TITLE for _ in levels for height in (tall, min(WIDTH, max(tall, 1.3)))]
+    figure = Figure(figsize=(columns * (WIDTH + 0.08), sum(heights) + 0.3), layout="constrained")
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    for row, level in enumerate(levels):
+        _draw_spatial(grid[2 * row], grid[2 * row + 1, 0], view, level)
+        _draw_channels(list(grid[2 * row + 1, 1:]), grid[2 * row + 1, 0], view, level)
+    if temperature is not None:
+        figure.suptitle(f"attention at T = {temperature:g}", fontsize=11)
+    return figure
+
+
+def _draw_spatial(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int) -> None:
+    _over_picture(row[0], view, view.foreground[level].where(view.foreground[level] > 0, torch.nan), None)
+    height, width = view.foreground[level].shape
+    row[0].set_title(f"level {level}, {height}×{width}: foreground", fontsize=9)
+    span = _span(view.spatial[TEACHER][level])
+    for axes, (name, maps) in zip(row[1:], view.spatial.items(), strict=True):
+        shown = _over_picture(axes, view, maps[level], span)
+        axes.set_title(_title(name, maps[level], view.spatial[TEACHER][level]), fontsize=9)
+    _colour_bar(legend, shown, 0.62, "spatial attention $A^S$")
+
+
+def _draw_channels(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int) -> None:
+    span = _span(view.channel[TEACHER][level])
+    for axes, vectors in zip(row, view.channel.values(), strict=True):
+        vector = vectors[level]
+        side = math.ceil(math.sqrt(len(vector)))
+        square = torch.full((side * side,), torch.nan)
+        square[: len(vector)] = vector
+        shown = axes.imshow(square.view(side, side), cmap=HEAT, vmin=span[0], vmax=span[1])
+        axes.set_title(_title(f"{len(vector)} channels", vector, view.channel[TEACHER][level]), fontsize=9)
+        axes.set_axis_off()
+    _colour_bar(legend, shown, 0.22, "channel attention $A^C$")
+
+
+def _over_picture(axes: Axes, view: AttentionView, values: Tensor, span: tuple[float, float] | None) -> AxesImage:
+    """``values`` (H, W) over the grey picture, in the picture's pixels: the map covers it from edge to edge."""
+    _, height, width = view.picture.shape
+    extent = (0, width, height, 0)
+    axes.imshow(view.picture.mean(0), cmap="gray", vmin=0, vmax=1, extent=extent)
+    low, high = span or (0.0, float(values.nan_to_num(0.0).max()) or 1.0)
+    shown = axes.imshow(values, cmap=HEAT, vmin=low, vmax=high, alpha=0.62, extent=extent, interpolation="nearest")
+    for x1, y1, x2, y2 in view.boxes.tolist():
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.9))
+    axes.set_axis_off()
+    return shown
+
+
+def _span(values: Tensor) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _title(name: str, values: Tensor, teacher: Tensor) -> str:
+    """The name, and how far the attention is from the teacher's: mean |A - A_T|, where the two can be compared."""
+    if values is teacher or values.shape != teacher.shape:
+        return name
+    return f"{name}, off by {float((values - teacher).abs().mean()):.2f}"
+
+
+def _colour_bar(legend: Axes, shown: AxesImage, bottom: float, label: str) -> None:
+    """A colour bar inside the empty panel ``legend``."""
+    legend.set_axis_off()
+    inset = legend.inset_axes((0.06, bottom, 0.88, 0.07))
+    bar: Colorbar = legend.figure.colorbar(shown, cax=inset, orientation="horizontal")
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=9)
+
+
+def show_attention(
+    teacher: DetectorConfig,
+    student: DetectorConfig,
+    distilled: DetectorConfig | None = None,
+    image: str | None = None,
+    images: str | None = None,
+    annotations: str | None = None,
+    index: int = 0,
+    teacher_layers: str | list[str] | None = None,
+    student_layers: str | list[str] | None = None,
+    levels: list[int] | None = None,
+    temperature: float = 0.5,
+    output: str = "attention.png",
+) -> None:
+    """Draws the spatial and channel attention of teacher, student and distilled student for one image, as a PNG.
+
+    The image is a file (--image), or one of a COCO folder (--images, --annotations and --index), whose boxes then give
+    the foreground mask.
+
+    Args:
+        teacher: the detector that teaches.
+        student: the student trained without it; left untrained if no weights are given, and then called so.
+        distilled: the student trained with it.
+        image: an image file.
+        images: a folder of images, with ``annotations``.
+        annotations: a COCO json file.
+        index: which image of ``annotations``, counted from 0.
+        teacher_layers: modules of the teacher whose feature maps are shown; the neck's by default.
+        student_layers: modules of the student whose feature maps are shown; the neck's by default.
+        levels: which of the feature maps, counted from 0; all by default.
+        temperature: T of the attentions; give the one that the loss uses.
+        output: the PNG file to write.
+
+    Raises:
+        FileNotFoundError: an image, an annotation file or weights are missing.
+        ValueError: an option is out of range, or a layer does not exist; the message names it.
+    """
+    check_png(output)
+    if (image is None) == (annotations is None) or (images is None) != (annotations is None):
+        got = {"image": image, "images": images, "annotations": annotations}
+        raise ValueError(f"expected either image, or images and annotations, got {got}")
+    if images is not None and annotations is not None:
+        pixels, boxes, labels = coco_image(images, annotations, index)
+    else:
+        pixels, boxes, labels = image_file(str(image))
+    configs = {"student": student} | ({} if distilled is None else {"distilled student": distilled})
+    view = view_attention(
+        build_detector(teacher).eval(),
+        {_name(name, config): build_detector(config).eval() for name, config in configs.items()},
+        pixels,
+        boxes,
+        labels,
+        teacher_layers,
+        student_layers,
+        temperature,
+    )
+    save(draw_attention(view, levels, temperature), output)
+
+
+def _name(name: str, config: DetectorConfig) -> str:
+    return name if config.weights is not None else f"{name} (untrained)"

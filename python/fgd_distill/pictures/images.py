@@ -1,0 +1,45 @@
+"""One image to look at: a file, or one of a COCO folder with its boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ..data import CocoFolder
+
+Annotated = tuple[Tensor, Tensor, Tensor]  # (3, h, w) float in 0..1, boxes (n, 4) xyxy, labels (n,)
+
+
+def image_file(path: str | Path) -> Annotated:
+    """An image file, which has no boxes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not an image.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"image: expected a file, found none at {path}")
+    try:
+        with Image.open(path) as image:
+            pixels = pil_to_tensor(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"image: expected an image file, could not read {path}: {error}") from error
+    return pixels.float() / 255, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+
+
+def coco_image(images: str | Path, annotations: str | Path, index: int) -> Annotated:
+    """Image number ``index`` of a COCO split.
+
+    Raises:
+        FileNotFoundError: the folder, the json or images are missing.
+        ValueError: the json is not a COCO detection file, or has fewer images.
+    """
+    dataset = CocoFolder(images, annotations)
+    if not 0 <= index < len(dataset):
+        raise ValueError(f"index: expected 0 to {len(dataset) - 1}, as {annotations} has images, got {index}")
+    pixels, target = dataset[index]
+    return pixels, target["boxes"], target["labels"]
