@@ -50,7 +50,7 @@ def inherit(
     Raises:
         ValueError: nothing was loaded: the detectors have no such modules in common.
     """
-    wanted = tuple(adapter_for(student).neck_and_head if modules is None else modules)
+    wanted = tuple(adapter_for(student).neck_and_head(student) if modules is None else modules)
     ours, theirs = (_entries(model, wanted) for model in (student, teacher))
     report = InheritReport(skipped=sorted(ours.keys() ^ theirs.keys()))
     with torch.no_grad():

@@ -34,9 +34,8 @@ class DetectorAdapter(Protocol):
     An adapter holds no model and no state of a step: one object serves student, teacher and copies of both.
     """
 
-    @property
-    def neck_and_head(self) -> Sequence[str]:
-        """Names of the submodules that a student may inherit; those that a detector lacks are left out."""
+    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+        """Names of the submodules that a student may inherit; those that ``model`` lacks are left out."""
 
     def default_layers(self, model: nn.Module) -> list[str]:
         """Names of the modules whose outputs are distilled if the user names none: the neck's, in order of stride."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class TorchvisionAdapter:
     (torchvision ignores some of its settings in eval mode), and then feature maps would not correspond.
     """
 
-    neck_and_head = ("backbone.fpn", "head", "rpn", "roi_heads")
+    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+        return "backbone.fpn", "head", "rpn", "roi_heads"
 
     def default_layers(self, model: nn.Module) -> list[str]:
         # SSD has no neck; its backbone returns the maps that the head gets.
