@@ -1,7 +1,8 @@
 // The second and third step of a forward pass: the chunks of an image become one, in a fixed order and in float64.
 //
 //   merge    m = max of the chunks' maxima,  Z = Σ Z_chunk·exp(m_chunk - m)  for each softmax
-//            sums over pixels: Σ sum_chunk·exp(m_chunk - m)/Z, or Σ sum_chunk where nothing is weighted
+//            sums over pixels: Σ sum_chunk·exp(m_chunk - m)/Z, or Σ sum_chunk where nothing is weighted; in the place
+//            of the first chunk's
 //            parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s,  A^S = P·exp(z - m)/Z
 //   finish   channels: A^C = C·softmax_c(Σp |F|/(P·T)) of both, their distance and its gradient, L_fg, L_bg, Σc D2
 //            pixels: the four logits in `maps` become what layout.h says
@@ -84,7 +85,7 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
   return out;
 }
 
-// One column a thread.
+// One column a thread: no other one looks at the first chunk's number, which the result replaces.
 template <class A>
 FGD_DEVICE void merge_columns(const Level& level, int image, int first, const ImageSoftmax<A>& softmax) {
   __shared__ A factor[kSoftmaxes][kThreads];
@@ -108,7 +109,7 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
       sum += static_cast<double>(from[i * chunk_stride(level.channels)]) * weight;
     }
   }
-  if (column < columns) level.merged[int64_t{image} * columns + column] = sum / softmax.normaliser_of(q);
+  if (column < columns) chunk_sums<A>(level, image, 0)[column] = static_cast<A>(sum / softmax.normaliser_of(q));
 }
 
 // A^S of both are compared in float64: at high temperatures they differ in their last digits.
@@ -165,10 +166,11 @@ FGD_DEVICE double sum_pixel_parts(const Level& level, int image, int which) {
 }
 
 // A^C_s and A^C_t as functions of the channel.
+template <class A>
 struct ChannelSoftmax {
-  const double* sums;  // [C] Σp |F|
+  const A* sums;  // [C] Σp |F|
   double inverse_pt, maximum, scale;
-  FGD_DEVICE ChannelSoftmax(const double* sums, int channels, double inverse_pt) : sums(sums), inverse_pt(inverse_pt) {
+  FGD_DEVICE ChannelSoftmax(const A* sums, int channels, double inverse_pt) : sums(sums), inverse_pt(inverse_pt) {
     __shared__ double part[kWarps];
     maximum = minus_infinity<double>();
     for (int c = threadIdx.x; c < channels; c += kThreads) maximum = fmax(maximum, sums[c] * inverse_pt);
@@ -181,8 +183,8 @@ struct ChannelSoftmax {
 };
 
 template <class A>
-FGD_DEVICE void write_stats(const Level& level, int image, const double* merged, const ChannelSoftmax& student,
-                            const ChannelSoftmax& teacher, double mean_sign) {
+FGD_DEVICE void write_stats(const Level& level, int image, const A* merged, const ChannelSoftmax<A>& student,
+                            const ChannelSoftmax<A>& teacher, double mean_sign) {
   const int C = level.channels;
   A* stats = image_stats<A>(level, image);
   for (int c = threadIdx.x; c < C; c += kThreads) {
@@ -190,9 +192,9 @@ FGD_DEVICE void write_stats(const Level& level, int image, const double* merged,
     stats[kStatAttention * C + c] = static_cast<A>(t);
     stats[kStatAttentionGrad * C + c] = static_cast<A>(s * (sign_of(s - t) - mean_sign) * student.inverse_pt);
     stats[kStatShift * C + c] = 0;
-    stats[kStatShiftGrad * C + c] = static_cast<A>(merged[kSumD * C + c]);  // D1: the GcBlock makes a gradient of it
-    stats[kStatContextS * C + c] = static_cast<A>(merged[kSumContextS * C + c]);
-    stats[kStatContextT * C + c] = static_cast<A>(merged[kSumContextT * C + c]);
+    stats[kStatShiftGrad * C + c] = merged[kSumD * C + c];  // D1: the GcBlock makes a gradient of it
+    stats[kStatContextS * C + c] = merged[kSumContextS * C + c];
+    stats[kStatContextT * C + c] = merged[kSumContextT * C + c];
   }
 }
 
@@ -200,9 +202,9 @@ template <class A>
 FGD_DEVICE void finish_channels(const PyramidParams& p, const Level& level, int image) {
   __shared__ double part[kWarps];
   const int C = level.channels;
-  const double* merged = level.merged + int64_t{image} * kSums * C;
+  const A* merged = chunk_sums<A>(level, image, 0);
   const double inverse_pt = 1 / (level.pixels * p.channel_temperature);
-  const ChannelSoftmax student(merged + kSumAbsS * C, C, inverse_pt), teacher(merged + kSumAbsT * C, C, inverse_pt);
+  const ChannelSoftmax<A> student(merged + kSumAbsS * C, C, inverse_pt), teacher(merged + kSumAbsT * C, C, inverse_pt);
   double fg = 0, bg = 0, distance = 0, squares = 0, signed_sum = 0;
   for (int c = threadIdx.x; c < C; c += kThreads) {
     const double s = student(c), t = teacher(c);

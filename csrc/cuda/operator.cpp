@@ -74,6 +74,8 @@ static Pyramid pyramid_of(const Tensors& student, const Tensors& teacher, const 
   check_forward(student, teacher, boxes, offsets, sizes, gc, weights);
   for (const Tensor& t : gc)
     STD_TORCH_CHECK(t.device() == student[0].device(), "gc_block: expected the features' device");
+  STD_TORCH_CHECK(student[0].size(0) < int64_t{1} << 28, "student: expected fewer than 2^28 images, got ",
+                  student[0].size(0));
   Pyramid p{};
   p.images = static_cast<int>(student[0].size(0));
   p.student_type = dtype_of(student[0]);
@@ -118,8 +120,11 @@ class __attribute__((visibility("hidden"))) CurrentDevice {
 // make(scratch) plans; the scratch memory goes back to PyTorch's allocator, which keeps the order of the stream.
 template <class Make>
 static void run(const Tensor& like, const CurrentDevice& device, const Make& make) {
-  const int64_t bytes = static_cast<int64_t>(make(nullptr).scratch_bytes);
-  Tensor scratch = torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
+  const Plan counted = make(nullptr);
+  for (const Launch& l : counted.launches)
+    STD_TORCH_CHECK(l.blocks <= INT32_MAX, "student: expected fewer images, a launch of ", l.blocks,
+                    " blocks is more than a grid takes");
+  Tensor scratch = torch::stable::new_empty(like, {static_cast<int64_t>(counted.scratch_bytes)}, ScalarType::Byte);
   check(launch(make(scratch.mutable_data_ptr()), device.stream()));
 }
 

@@ -52,9 +52,9 @@ struct Level {
   int first_block, pad;       // the level's first block in the pass over features
   const void *key_s, *key_t;  // [C] Wk; null where there is no GcBlock
   void *maps, *stats;         // [N][kMaps][P], [N][kStats][C]
-  void* chunk_sums;           // [N][chunks] of chunk_stride(C); backward: [N][chunks][2][C] parts of ∂L/∂Wk
+  void* chunk_sums;           // [N][chunks] of chunk_stride(C), after the merge an image's sums in its first chunk's
+                              // place; backward: [N][chunks][2][C] parts of ∂L/∂Wk
   const void* context_grad;   // [2][N][C] ∂L/∂ctx of student and teacher
-  double* merged;             // [N][kSums][C]
   double* image_numbers;      // [N][kImageNumbers]
   double* pixel_parts;        // [N][pixel blocks][2]: parts of Σ|A^S_s - A^S_t| and of Σ sign·A^S_s
   double weights[kTerms];     // of the level's terms, over N

@@ -59,27 +59,68 @@ static int tile_pixels(int variant) {
   return variant >= kNhwc && variant < kGeneric ? 64 : 32;
 }
 
-// About as many bytes of features in a chunk of any kernel: its sums are small beside them, and the device is full.
-static int chunk_pixels_of(const Pyramid& p, int multiprocessors) {
-  constexpr int kLeast = 128, kMost = 2048, kStep = 64;
-  int best = kLeast;
-  int64_t least = -1;
-  for (int pixels = kLeast; pixels <= kMost; pixels += kStep) {
-    int64_t blocks = 0;
-    for (const LevelInput& level : p.levels) blocks += p.images * ((level.pixels() + pixels - 1) / pixels);
-    const int64_t waves = (blocks + multiprocessors - 1) / multiprocessors, cost = waves * (pixels + kStep);
-    if (least >= 0 && cost > least) continue;
-    best = pixels;
-    least = cost;
+// How long the device is busy with blocks that start in order, each as soon as a multiprocessor is free:
+// multiprocessors that get free at one time are one entry, since blocks come in groups of equal length.
+class Schedule {
+ public:
+  explicit Schedule(int multiprocessors) : all_(multiprocessors), free_{{0, multiprocessors}} {}
+  void add(int64_t blocks, int64_t length) {
+    const int64_t rounds = blocks / all_;  // each multiprocessor gets as many
+    for (Free& f : free_) f.time += rounds * length;
+    for (int64_t left = blocks - rounds * all_; left > 0;) {
+      const Free first = free_.front();
+      const int64_t taken = std::min(left, first.multiprocessors);
+      free_.front().multiprocessors -= taken;
+      if (taken == first.multiprocessors) free_.erase(free_.begin());
+      insert({first.time + length, taken});
+      left -= taken;
+    }
   }
-  return best;
-}
+  int64_t end() const { return free_.back().time; }
+
+ private:
+  struct Free {
+    int64_t time, multiprocessors;
+  };
+  void insert(const Free& f) {
+    auto at =
+        std::lower_bound(free_.begin(), free_.end(), f, [](const Free& a, const Free& b) { return a.time < b.time; });
+    if (at != free_.end() && at->time == f.time)
+      at->multiprocessors += f.multiprocessors;
+    else
+      free_.insert(at, f);
+  }
+  int64_t all_;
+  std::vector<Free> free_;  // in the order of time
+};
+
+struct Cut {
+  int chunk_pixels, chunks;  // of an image
+};
 
 // Equal shares of an image, in whole tiles.
-static void cut_into_chunks(Level& level, int variant, int chunk_pixels) {
-  const int tile = tile_pixels(variant), chunks = blocks_of(level.pixels, std::max(chunk_pixels, tile));
-  level.chunk_pixels = blocks_of(blocks_of(level.pixels, chunks), tile) * tile;
-  level.chunks = blocks_of(level.pixels, level.chunk_pixels);
+static Cut cut_into_chunks(int64_t pixels, int variant, int chunk_pixels) {
+  const int tile = tile_pixels(variant), chunks = blocks_of(pixels, std::max(chunk_pixels, tile));
+  const int equal = blocks_of(blocks_of(pixels, chunks), tile) * tile;
+  return {equal, blocks_of(pixels, equal)};
+}
+
+// The longest chunks, whose sums take the least memory, of those that are done within 3% of the soonest. A block's
+// beginning and end cost about as much as kOverhead pixels.
+static int chunk_pixels_of(const Pyramid& p, int multiprocessors) {
+  constexpr int kLeast = 128, kMost = 2048, kStep = 32, kOverhead = 64;
+  std::vector<int64_t> ends;
+  for (int pixels = kMost; pixels >= kLeast; pixels -= kStep) {
+    Schedule schedule(multiprocessors);
+    for (const LevelInput& level : p.levels) {
+      const Cut cut = cut_into_chunks(level.pixels(), variant_of(p, level), pixels);
+      schedule.add(int64_t{p.images} * cut.chunks, cut.chunk_pixels + kOverhead);
+    }
+    ends.push_back(schedule.end());
+  }
+  const int64_t soon_enough = *std::min_element(ends.begin(), ends.end()) * 103 / 100;
+  const auto first = std::find_if(ends.begin(), ends.end(), [&](int64_t end) { return end <= soon_enough; });
+  return kMost - kStep * static_cast<int>(first - ends.begin());
 }
 
 // ---- parameters ----------------------------------------------------------------------------------------------------
@@ -118,7 +159,9 @@ static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps,
     level.stats = const_cast<char*>(at(stats, kStats * p.images * channels, number));
     if (p.has_gc_block) level.key_s = in.gc_block[0], level.key_t = in.gc_block[2];
     for (int k = 0; k < kTerms; ++k) level.weights[k] = in.weights[k] / p.images;
-    cut_into_chunks(level, variant_of(p, in), chunk_pixels);
+    const Cut cut = cut_into_chunks(in.pixels(), variant_of(p, in), chunk_pixels);
+    level.chunk_pixels = cut.chunk_pixels;
+    level.chunks = cut.chunks;
     pixels += in.pixels();
     channels += in.channels;
   }
@@ -227,9 +270,7 @@ Plan plan_forward(const Pyramid& p, const ForwardOutput& out, void* memory, int 
     PyramidParams params = params_of(p, first, out.maps, out.stats, chunk_pixels);
     for (int l = 0; l < params.level_count; ++l) {
       Level& level = params.levels[l];
-      const int64_t columns = int64_t{kSums} * level.channels;
       level.chunk_sums = scratch.take(int64_t{p.images} * level.chunks * chunk_stride(level.channels) * number);
-      level.merged = static_cast<double*>(scratch.take(p.images * columns * 8));
       level.image_numbers = static_cast<double*>(scratch.take(int64_t{p.images} * kImageNumbers * 8));
       level.pixel_parts =
           static_cast<double*>(scratch.take(int64_t{p.images} * blocks_of(level.pixels, kMergePixels) * 2 * 8));

@@ -102,6 +102,16 @@ extern "C" {
 int64_t shim_maps_size(const ShimPyramid* in) { return maps_size(pyramid_of(*in)); }
 int64_t shim_stats_size(const ShimPyramid* in) { return stats_size(pyramid_of(*in)); }
 
+// The pixels of a chunk and the chunks of an image, of up to kMaxLevels levels.
+void shim_chunks(const ShimPyramid* in, int multiprocessors, int* chunk_pixels, int* chunks) {
+  const Plan plan = plan_of(*in, 0, nullptr, multiprocessors);
+  const PyramidParams& params = plan.pyramids.front();
+  for (int l = 0; l < params.level_count; ++l) {
+    chunk_pixels[l] = params.levels[l].chunk_pixels;
+    chunks[l] = params.levels[l].chunks;
+  }
+}
+
 // Fills up to `capacity` launches; returns how many there are.
 int shim_plan(const ShimPyramid* in, int backward, void* scratch, int multiprocessors, ShimLaunch* out, int capacity,
               int64_t* scratch_bytes) {
