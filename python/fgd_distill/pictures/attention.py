@@ -74,7 +74,7 @@ def _draw_channels(row: Sequence[Axes], legend: Axes, view: AttentionView, level
         side = math.ceil(math.sqrt(len(vector)))
         square = torch.full((side * side,), torch.nan)
         square[: len(vector)] = vector
-        shown = axes.imshow(square.view(side, side), cmap=HEAT, vmin=span[0], vmax=span[1])
+        shown = axes.imshow(square.view(side, side).numpy(), cmap=HEAT, vmin=span[0], vmax=span[1])
         axes.set_title(_title(f"{len(vector)} channels", vector, view.channel[TEACHER][level]), fontsize=9)
         axes.set_axis_off()
     _colour_bar(legend, shown, 0.22, "channel attention $A^C$")
@@ -84,9 +84,11 @@ def _over_picture(axes: Axes, view: AttentionView, values: Tensor, span: tuple[f
     """``values`` (H, W) over the grey picture, in the picture's pixels: the map covers it from edge to edge."""
     _, height, width = view.picture.shape
     extent = (0, width, height, 0)
-    axes.imshow(view.picture.mean(0), cmap="gray", vmin=0, vmax=1, extent=extent)
+    axes.imshow(view.picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
     low, high = span or (0.0, float(values.nan_to_num(0.0).max()) or 1.0)
-    shown = axes.imshow(values, cmap=HEAT, vmin=low, vmax=high, alpha=0.62, extent=extent, interpolation="nearest")
+    shown = axes.imshow(
+        values.numpy(), cmap=HEAT, vmin=low, vmax=high, alpha=0.62, extent=extent, interpolation="nearest"
+    )
     for x1, y1, x2, y2 in view.boxes.tolist():
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.9))
     axes.set_axis_off()
@@ -149,12 +151,14 @@ def show_attention(
 
     Raises:
         FileNotFoundError: an image, an annotation file or weights are missing.
-        ValueError: an option is out of range, or a layer does not exist; the message names it.
+        ValueError: an option is out of range, a layer does not exist, or the teacher has no weights.
     """
     check_png(output)
     if (image is None) == (annotations is None) or (images is None) != (annotations is None):
         got = {"image": image, "images": images, "annotations": annotations}
         raise ValueError(f"expected either image, or images and annotations, got {got}")
+    if teacher.weights is None:
+        raise ValueError("teacher.weights: expected a file with trained weights, got None: it would look at noise")
     if images is not None and annotations is not None:
         pixels, boxes, labels = coco_image(images, annotations, index)
     else:

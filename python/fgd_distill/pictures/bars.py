@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .curves import metrics_file, read_metrics
@@ -31,7 +32,7 @@ def plot_ap(
     A bar's height is the mean over the seeds; the thin line over it spans their range.
 
     Args:
-        results: CSV files: of the demo, with a column 'method' and one row a method and seed, or a training's
+        results: CSV files: of the demo or the ablations, with one row a method (or setting) and seed, or a training's
             metrics.csv (or a folder that holds one), whose last validation counts and whose label names it. More than
             one as '[a, b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
         methods: which of the methods to show, in this order; all by default.
@@ -79,7 +80,7 @@ def draw_ap(scores: Mapping[str, Scores]) -> Figure:
     return figure
 
 
-def _draw_bar(axes, x: float, width: float, values: Sequence[float], index: int, label: str | None) -> None:
+def _draw_bar(axes: Axes, x: float, width: float, values: Sequence[float], index: int, label: str | None) -> None:
     mean = statistics.mean(values) if values else 0.0
     hatch = "//" if index >= len(COLOURS) else None
     axes.bar(x, mean, 0.92 * width, color=COLOURS[index % len(COLOURS)], hatch=hatch, edgecolor="white", label=label)
@@ -94,7 +95,7 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     """The scores in one file, by method.
 
     Args:
-        path: a table with a column ``method``, or a metrics.csv or a folder that holds one.
+        path: a table with a column ``method`` or ``setting``, or a metrics.csv or a folder that holds one.
         label: names the method of a metrics.csv.
 
     Raises:
@@ -103,8 +104,9 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     if path.is_file():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        if rows and "method" in rows[0]:
-            return _of_table(path, rows)
+        for column in ("method", "setting"):
+            if rows and column in rows[0]:
+                return _of_table(path, rows, column)
     metrics = read_metrics(metrics_file(path))
     last = {name: [metrics[f"val/{name}"][1][-1]] for name in GROUPS if f"val/{name}" in metrics}
     if "AP" not in last:
@@ -112,13 +114,13 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     return {label: last}
 
 
-def _of_table(path: Path, rows: list[dict[str, str]]) -> dict[str, Scores]:
+def _of_table(path: Path, rows: list[dict[str, str]], column: str) -> dict[str, Scores]:
     missing = [name for name in GROUPS if name not in rows[0]]
     if missing:
         raise ValueError(f"{path}: expected the columns {list(GROUPS)}, missing are {missing}")
     scores: dict[str, Scores] = {}
     for row in rows:
-        of_method = scores.setdefault(row["method"], {name: [] for name in GROUPS})
+        of_method = scores.setdefault(row[column], {name: [] for name in GROUPS})
         for name in GROUPS:
             of_method[name].append(float(row[name] or "nan"))
     return scores

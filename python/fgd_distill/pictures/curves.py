@@ -99,11 +99,11 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
     """
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
-    if "step" not in (reader.fieldnames or ()):
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    if "step" not in names:
         raise ValueError(f"{path}: expected a metrics.csv of Lightning's CSVLogger, with a column 'step'")
     series: dict[str, Series] = {}
-    for name in reader.fieldnames or ():
+    for name in names:
         points = [(int(float(row["step"])), float(row[name])) for row in rows if row.get(name) and row["step"]]
         if name not in ("step", "epoch") and points:
             series[name] = ([step for step, _ in points], [value for _, value in points])

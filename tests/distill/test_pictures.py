@@ -1,0 +1,276 @@
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
+
+from fgd_distill import cli, pictures
+from fgd_distill.models import digits_student, digits_teacher
+from fgd_distill.pictures.bars import read_ap
+from fgd_distill.pictures.curves import read_metrics, smooth
+from fgd_distill.pictures.style import labelled
+
+DEMO_TABLE = Path(__file__).parents[2] / "bench" / "results" / "digits_students.csv"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random weights: these tests ask what is drawn where, not how well anything learned."""
+    folder = tmp_path_factory.mktemp("weights")
+    for seed, (name, build) in enumerate({"teacher": digits_teacher, "student": digits_student}.items()):
+        torch.manual_seed(seed)
+        torch.save(build().state_dict(), folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run as Lightning's logger leaves it: losses every five steps and one validation."""
+
+    def make(name, factor=1.0):
+        logger = CSVLogger(tmp_path, name)
+        for step in range(0, 100, 5):
+            loss = factor * (math.exp(-step / 40) + 0.05 * math.sin(step))
+            logger.log_metrics({"loss": 3 * loss, "train/bbox": 2 * loss, "train/loss_fgd_fg": loss}, step)
+        logger.log_metrics({"val/AP": 20.0 * factor, "val/AP_small": 10.0, "val/AP_large": float("nan")}, 99)
+        logger.save()
+        return tmp_path / name
+
+    return make
+
+
+def attention_args(weights, output, *more):
+    return [
+        "show-attention",
+        "--teacher.name=digits_teacher",
+        "--teacher.num_classes=11",
+        f"--teacher.weights={weights / 'teacher.pt'}",
+        "--student.name=digits_student",
+        "--student.num_classes=11",
+        f"--output={output}",
+        *more,
+    ]
+
+
+def pixels_of(path):
+    """The PNG's pixels (h, w, 3), after the check that something is drawn all over it."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    assert Image.open(path).format == "PNG"
+    for part in (pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]):
+        assert part.std() > 5
+    return pixels
+
+
+def test_attention_of_a_coco_image(digits, weights, tmp_path):
+    output = tmp_path / "new" / "attention.png"
+    distilled = f"--distilled={{name: digits_student, num_classes: 11, weights: '{weights / 'student.pt'}'}}"
+    folder = [f"--images={digits / 'images' / 'val'}", f"--annotations={digits / 'annotations' / 'val.json'}"]
+    cli.main(attention_args(weights, output, distilled, *folder, "--index=2", "--temperature=8"))
+    height, width = pixels_of(output).shape[:2]
+    assert abs(width - 4 * 2.08 * 110) <= 1  # the mask and three models, at 110 dots an inch
+    cli.main(attention_args(weights, output, distilled, *folder, "--levels=[1]", "--temperature=8"))
+    assert pixels_of(output).shape[0] < 0.45 * height
+    assert [path.name for path in output.parent.iterdir()] == ["attention.png"]
+
+
+def test_attention_of_an_image_file(weights, tmp_path):
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "photo.jpg")
+    cli.main(attention_args(weights, tmp_path / "a.png", f"--image={tmp_path / 'photo.jpg'}"))
+    assert abs(pixels_of(tmp_path / "a.png").shape[1] - 3 * 2.08 * 110) <= 1
+
+
+def test_the_frame_is_the_padded_batch(pair):
+    """A 60 x 90 image becomes 85 x 128, padded to 96 x 128: picture, boxes and mask count in that."""
+    student, teacher = pair
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    colour = torch.tensor([0.2, 0.5, 0.8]).view(3, 1, 1)
+    view = pictures.view_attention(
+        teacher, {"ours": student.train()}, colour.expand(3, 60, 90), torch.tensor([[45.0, 30.0, 60.0, 40.0]])
+    )
+    assert view.picture.shape == (3, 96, 128)
+    torch.testing.assert_close(view.picture[:, :85], colour.expand(3, 85, 128))
+    torch.testing.assert_close(view.boxes, torch.tensor([[64.0, 42.5, 85.3333, 56.6667]]))
+    rows, columns = view.foreground[0].nonzero().unbind(1)
+    assert view.foreground[0].shape == (12, 16)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 8, 8, 11)
+    for maps in view.spatial.values():
+        assert [tuple(m.shape) for m in maps] == [(12, 16), (6, 8), (3, 4)]
+        assert all(float(m.mean()) == pytest.approx(1, abs=1e-5) for m in maps)
+    assert student.training and all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_bright_spot_is_found_where_it_was_put():
+    """From the image to the feature pixel, through a backbone that only averages brightness."""
+
+    class Brightness(torch.nn.Module):
+        def forward(self, batch):
+            light = torch.nn.functional.avg_pool2d(batch.mean(1, keepdim=True) + 3, 8)
+            return {str(n): torch.nn.functional.avg_pool2d(light, 2**n).expand(-1, 64, -1, -1) for n in range(3)}
+
+    models = [digits_student(), digits_student()]
+    for model in models:
+        model.backbone.fpn = Brightness()
+        model.backbone.body = torch.nn.Identity()
+    image = torch.full((3, 100, 128), 0.4)
+    image[:, 48:56, 16:24] = 1
+    view = pictures.view_attention(models[0], {"student": models[1]}, image)
+    for name in ("teacher", "student"):
+        assert divmod(int(view.spatial[name][0].argmax()), 16) == (6, 2)
+        assert divmod(int(view.spatial[name][1].argmax()), 8) == (3, 1)
+
+
+def test_attention_is_drawn_over_the_pixel_it_belongs_to():
+    """One hot feature pixel of 12 x 20 on a black picture of 96 x 160: the brightest dots lie in its 8 x 8 pixels."""
+    hot = torch.ones(12, 20)
+    hot[3, 10] = 9.0
+    view = pictures.AttentionView(
+        picture=torch.zeros(3, 96, 160),
+        boxes=torch.zeros(0, 4),
+        foreground=[torch.zeros(12, 20)],
+        spatial={"teacher": [hot], "student": [hot.flip(0)]},
+        channel={"teacher": [torch.rand(7)], "student": [torch.rand(7)]},
+    )
+    figure = pictures.draw_attention(view)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    dots = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int).sum(2)  # upwards, as matplotlib counts
+    for panel, row in ((1, 3), (2, 8)):
+        axes = figure.axes[panel]
+        left, bottom, right, top = (round(v) for v in axes.get_window_extent().extents)
+        inside = dots[bottom + 2 : top - 2, left + 2 : right - 2]
+        y, x = (inside == inside.max()).nonzero()
+        data = axes.transData.inverted().transform(np.stack([x + left + 2.5, y + bottom + 2.5], axis=1))
+        assert (abs(data[:, 0] - 84) < 5).all() and (abs(data[:, 1] - (8 * row + 4)) < 5).all()
+        assert np.ptp(data[:, 0]) > 6 and np.ptp(data[:, 1]) > 6
+
+
+def test_students_are_measured_against_the_teacher(pair):
+    student, teacher = pair
+    view = pictures.view_attention(teacher, {"student": student, "copy": teacher}, torch.rand(3, 128, 128))
+    titles = [axes.get_title() for axes in pictures.draw_attention(view, [0]).axes]
+    assert "copy, off by 0.00" in titles
+    off = float((view.spatial["student"][0] - view.spatial["teacher"][0]).abs().mean())
+    assert off > 0 and f"student, off by {off:.2f}" in titles
+
+
+def test_wrong_attention_options(pair, digits, weights, tmp_path):
+    student, teacher = pair
+    image = torch.rand(3, 128, 128)
+    with pytest.raises(ValueError, match=r"no module 'backbone.fpm'; close names are \['backbone.fpn'"):
+        pictures.view_attention(teacher, {"student": student}, image, student_layers="backbone.fpm")
+    with pytest.raises(ValueError, match="as many feature maps of every model, got.*1.*3"):
+        pictures.view_attention(teacher, {"s": student}, image, teacher_layers="backbone.fpn.layer_blocks.0")
+    with pytest.raises(ValueError, match="temperature: expected a number > 0, got 0"):
+        pictures.view_attention(teacher, {"student": student}, image, temperature=0)
+    with pytest.raises(ValueError, match="levels: expected some of 0 to 2, got \\[3\\]"):
+        pictures.draw_attention(pictures.view_attention(teacher, {"student": student}, image), [3])
+    with pytest.raises(ValueError, match="students: expected models by names"):
+        pictures.view_attention(teacher, {}, image)
+    output = tmp_path / "a.png"
+    for more, error, words in (
+        ([], ValueError, "expected either image, or images and annotations"),
+        ([f"--image={tmp_path / 'none.jpg'}"], FileNotFoundError, "image: expected a file, found none"),
+        ([f"--image={weights / 'teacher.pt'}"], ValueError, "expected an image file, could not read"),
+        ([f"--image={DEMO_TABLE}", "--teacher.weights=null"], ValueError, "it would look at noise"),
+        ([f"--image={DEMO_TABLE}", "--output=a.jpg"], ValueError, "ends in .png, got 'a.jpg'"),
+        (
+            [f"--images={digits}/images/val", f"--annotations={digits}/annotations/val.json", "--index=6"],
+            ValueError,
+            "index: expected 0 to 5",
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            cli.main(attention_args(weights, output, *more))
+    assert not output.exists()
+
+
+def test_training_curves_of_two_runs(run_folder, tmp_path, capsys):
+    output = tmp_path / "curves.png"
+    cli.main(["plot-training", f"{{alone: {run_folder('a')}, with FGD: {run_folder('b', 2.0)}}}", f"--output={output}"])
+    height, width = pixels_of(output).shape[:2]
+    assert abs(width - 3 * 3.1 * 110) <= 1 and abs(height - (2 * 2.2 + 0.45) * 110) <= 1  # four panels in two rows
+    run_folder("a")
+    cli.main(["plot-training", str(tmp_path / "a"), "--terms=[train/loss_fgd*]", f"--output={output}"])
+    assert "2 files called metrics.csv, taking the newest" in capsys.readouterr().out
+    assert pixels_of(output).shape[1] < width / 2
+
+
+def test_curves_name_their_terms_and_runs(run_folder):
+    metrics = {name: read_metrics(run_folder(name) / "version_0" / "metrics.csv") for name in ("a", "b")}
+    figure = pictures.draw_curves(metrics)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["loss, total", "loss_fgd_fg", "bbox", "val/AP"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    metrics["b"]["loss"][1][3] = math.nan
+    assert pictures.draw_curves(metrics).axes[0].get_title() == "loss, total (1 values not finite)"
+
+
+def test_smoothing_lags_neither_way():
+    values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
+    expected = [
+        sum(0.7 ** abs(i - j) * v for j, v in enumerate(values)) / sum(0.7 ** abs(i - j) for j in range(7))
+        for i in range(7)
+    ]
+    assert smooth(values, 0.7) == pytest.approx(expected)
+    assert smooth(values, 0.0) == values
+    assert smooth([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
+    assert math.isnan(smooth([math.nan], 0.9)[0])
+
+
+def test_wrong_metrics(run_folder, tmp_path):
+    empty = tmp_path / "metrics.csv"
+    for text, words in (("", "a column 'step'"), ("step,loss\n", "expected logged values, found none")):
+        empty.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            pictures.plot_training(str(empty), output=str(tmp_path / "x.png"))
+        with pytest.raises(ValueError, match=words):
+            pictures.plot_ap(str(empty), output=str(tmp_path / "x.png"))
+    with pytest.raises(FileNotFoundError, match="found none at"):
+        pictures.plot_training(str(tmp_path / "nowhere"))
+    run = str(run_folder("a"))
+    with pytest.raises(ValueError, match=re.escape("expected some of ['loss', ")):
+        pictures.plot_training(run, terms=["val/AQ"])
+    with pytest.raises(ValueError, match="0 <= smoothing < 1, got 1"):
+        pictures.plot_training(run, smoothing=1)
+    with pytest.raises(ValueError, match="got one of them twice"):
+        labelled([run, run], "runs")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_labels_are_the_parts_that_differ():
+    assert list(labelled(["runs/a/version_0", "runs/b/version_0"], "runs")) == ["a/version_0", "b/version_0"]
+    assert list(labelled("runs/a", "runs")) == ["a"]
+
+
+def test_ap_by_size_of_a_table_and_of_a_run(run_folder, tmp_path):
+    output = tmp_path / "ap.png"
+    cli.main(["plot-ap", str(DEMO_TABLE), "--methods=[teacher, alone, inherited + FGD]", f"--output={output}"])
+    pixels_of(output)
+    table = read_ap(DEMO_TABLE, "")
+    assert len(table["alone"]["AP_small"]) == 3 and table["teacher"]["AP"] == [72.33]
+    figure = pictures.draw_ap(table)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights[:4] == pytest.approx([72.33, 68.85, 77.86, 92.52])
+    assert heights[4] == pytest.approx(sum(table["alone"]["AP"]) / 3)
+    cli.main(["plot-ap", f"{{short: {run_folder('a')}}}", f"--output={output}"])
+    scores = read_ap(tmp_path / "a", "short")["short"]
+    assert (scores["AP"], scores["AP_small"]) == ([20.0], [10.0]) and math.isnan(scores["AP_large"][0])
+    texts = [text.get_text() for text in pictures.draw_ap({"short": scores}).axes[0].texts]
+    assert texts == ["20.0", "10.0", "none", "none"]
+
+
+def test_wrong_ap_tables(run_folder, tmp_path):
+    with pytest.raises(ValueError, match="methods: expected some of.*'teacher'.*got \\['FGB'\\]"):
+        pictures.plot_ap(str(DEMO_TABLE), methods=["FGB"])
+    table = tmp_path / "table.csv"
+    table.write_text("method,AP\na,1.0\n")
+    with pytest.raises(ValueError, match="missing are \\['AP_small'"):
+        pictures.plot_ap(str(table))
+    table.write_text("step,loss\n1,2.0\n")
+    with pytest.raises(ValueError, match="expected a validation's val/AP"):
+        pictures.plot_ap(str(table))
