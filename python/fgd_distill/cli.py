@@ -60,7 +60,8 @@ def run(args: Sequence[str]) -> LightningCLI:
             DetectionModule,
             CocoDataModule,
             args=[_package_config(arg) for arg in args],
-            trainer_defaults={"callbacks": [Timer()]},
+            # The data module shares out its batches among processes by itself.
+            trainer_defaults={"callbacks": [Timer()], "use_distributed_sampler": False},
             seed_everything_default=0,
             # Only a training owns its folder: validating with other options must not replace its config.yaml.
             save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
