@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.datasets import wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
+from .coco import UnreadableImageError, open_coco
+from .loading import JointBatches, ResumableLoader, derived_seed
+
+log = logging.getLogger(__name__)
+UNREADABLE_IN_A_ROW = 20  # more than damaged files: the disk is gone
 Sample = tuple[Tensor, dict[str, Any]]
 Batch = tuple[tuple[Tensor, ...], tuple[dict[str, Any], ...]]
 
@@ -27,17 +29,23 @@ class CocoFolder(Dataset):
     An item is a float32 image (3, H, W) in 0..1 and a dict: ``boxes`` float32 (n, 4) xyxy in pixels, ``labels`` int64
     (n,) equal to the category ids, ``image_id`` int, and with ``with_masks`` also ``masks`` uint8 (n, H, W). Images
     without boxes are kept, with n = 0. Crowd regions are left out of training, as torchvision's recipes do; boxes
-    that are cut to nothing by the image's edge or by a transform are dropped.
+    that are cut to nothing by the image's edge or by a transform are dropped. In the place of an image that cannot be
+    read comes the next one that can; it is logged and counted in ``unreadable``.
+
+    An index may be a pair (epoch, index): random transforms then draw from a generator of seed, epoch and index, so
+    that an image changes from epoch to epoch, but not with the number of workers or processes.
 
     Args:
         images: the folder of the images.
         annotations: the COCO detection json.
         transforms: v2 transforms applied to the uint8 image and its target, before the conversion to float.
         with_masks: whether targets carry instance masks, which Mask R-CNN needs.
+        skip_missing: leaves out images that the json lists and the folder lacks, instead of refusing.
+        seed: of random transforms.
 
     Raises:
         FileNotFoundError: the folder, the json, or images that the json lists are missing.
-        ValueError: the json is not a COCO detection file.
+        ValueError: the json is not a COCO detection file, or has annotations that make no sense.
     """
 
     def __init__(
@@ -46,10 +54,14 @@ class CocoFolder(Dataset):
         annotations: str | Path,
         transforms: list[nn.Module] | None = None,
         with_masks: bool = False,
+        skip_missing: bool = False,
+        seed: int = 0,
     ) -> None:
-        dataset = _open(Path(images), Path(annotations))
+        dataset = open_coco(Path(images), Path(annotations), with_masks, skip_missing)
         self.coco = dataset.coco
-        self.with_masks = with_masks
+        self.with_masks, self.seed = with_masks, seed
+        self.unreadable: dict[int, str] = {}
+        """By index, what is wrong with images that could not be read so far, in this process."""
         keys = {"boxes", "labels", "image_id", "iscrowd"} | ({"masks"} if with_masks else set())
         self.dataset = wrap_dataset_for_transforms_v2(dataset, target_keys=keys)
         self.transforms = v2.Compose(
@@ -66,9 +78,35 @@ class CocoFolder(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Sample:
-        image, target = self.dataset[index]
-        return self.transforms(image, _without_crowds(target, image.size, self.with_masks))
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        image, target = self._readable(index)
+        target = _without_crowds(target, image.size, self.with_masks)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
+            return self.transforms(image, target)
+
+    def _readable(self, index: int) -> tuple[Any, dict[str, Any]]:
+        """The image with this index, or the next that can be read."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: expected less than {len(self)}, got {index}")
+        for candidate in range(index, index + min(len(self), UNREADABLE_IN_A_ROW)):
+            candidate %= len(self)
+            if candidate not in self.unreadable:
+                try:
+                    return self.dataset[candidate]
+                except UnreadableImageError as error:
+                    self.unreadable[candidate] = str(error)
+                    log.warning(
+                        "unreadable image, the next takes its place (%d so far): %s", len(self.unreadable), error
+                    )
+        raise OSError(
+            f"{UNREADABLE_IN_A_ROW} images in a row, or all, are unreadable, among them {self.unreadable[candidate]}"
+        )
+
+    def differs_between_epochs(self, images: int = 16) -> bool:
+        """Whether random transforms change one of the first images from one epoch to the next."""
+        return any(not torch.equal(self[0, index][0], self[1, index][0]) for index in range(min(images, len(self))))
 
     def max_label(self) -> int:
         """The largest category id: detectors need num_classes above it."""
@@ -87,11 +125,12 @@ class CocoDataModule(pl.LightningDataModule):
         train_transforms: v2 transforms of uint8 training images and their targets, for example
             ``torchvision.transforms.v2.RandomHorizontalFlip``.
         with_masks: whether targets carry instance masks (Mask R-CNN).
-        seed: of the order of the training images, on its own generator: two runs that build different modules still
-            see the same batches.
+        skip_missing: leaves out images that a json lists and the folder lacks, with a warning, instead of refusing.
+        seed: of the order of the training images and of their random transforms, on generators of their own: two runs
+            that build different modules still see the same batches.
 
     Raises:
-        ValueError: batch_size or num_workers out of range.
+        ValueError: batch_size or num_workers out of range, or training annotations without an object.
     """
 
     def __init__(
@@ -105,6 +144,7 @@ class CocoDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         train_transforms: list[nn.Module] | None = None,
         with_masks: bool = False,
+        skip_missing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -114,34 +154,44 @@ class CocoDataModule(pl.LightningDataModule):
         self.train_paths = (base / train_images, base / train_annotations)
         self.val_paths = (base / val_images, base / val_annotations)
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.train_transforms, self.with_masks, self.seed = train_transforms, with_masks, seed
+        self.train_transforms, self.with_masks = train_transforms, with_masks
+        self.skip_missing, self.seed = skip_missing, seed
         self.train_set: CocoFolder | None = None
         self.val_set: CocoFolder | None = None
 
     def setup(self, stage: str) -> None:
         """Opens what ``stage`` ("fit" or "validate") reads."""
         if stage == "fit" and self.train_set is None:
-            self.train_set = CocoFolder(*self.train_paths, self.train_transforms, self.with_masks)
+            self.train_set = self._open(self.train_paths, self.train_transforms)
+            if not self.train_set.coco.anns:
+                raise ValueError(f"{self.train_paths[1]}: expected objects to learn from, it has no annotations")
         if self.val_set is None:
-            self.val_set = CocoFolder(*self.val_paths)
+            self.val_set = self._open(self.val_paths)
 
-    def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._loader(self.train_set, shuffle=True, drop_last=True, generator=generator)
+    def _open(self, paths: tuple[Path, Path], transforms: list[nn.Module] | None = None) -> CocoFolder:
+        return CocoFolder(*paths, transforms, self.with_masks, self.skip_missing, self.seed)
 
-    def val_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ResumableLoader:
+        return self._loader(self.train_set, seed=self.seed, drop_last=True)
+
+    def val_dataloader(self) -> ResumableLoader:
         return self._loader(self.val_set)
 
-    def _loader(self, dataset: CocoFolder | None, **options: Any) -> DataLoader:
+    def _loader(self, dataset: CocoFolder | None, **order: Any) -> ResumableLoader:
         if dataset is None:
             raise RuntimeError("the data module was not set up: call setup('fit') or setup('validate') first")
-        return DataLoader(
+        batches = JointBatches(len(dataset), self.batch_size, **order)
+        if not len(batches):
+            raise ValueError(
+                f"batch_size: expected at most the {len(dataset)} training images, got {batches.joint_batch_size} "
+                "over all processes"
+            )
+        return ResumableLoader(
             dataset,
-            batch_size=self.batch_size,
+            batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
-            **options,
         )
 
 
@@ -165,34 +215,3 @@ def _without_crowds(target: dict[str, Any], size: tuple[int, int], with_masks: b
             target[key] = tv_tensors.wrap(target[key][keep], like=target[key]) if key != "labels" else target[key][keep]
         target["boxes"] = tv_tensors.wrap(target["boxes"].float(), like=target["boxes"])
     return target
-
-
-def _open(images: Path, annotations: Path) -> CocoDetection:
-    """torchvision's dataset, after checking that all its files are there."""
-    if not images.is_dir():
-        raise FileNotFoundError(f"expected a folder of images, found none at {images}")
-    if not annotations.is_file():
-        raise FileNotFoundError(f"expected a COCO annotation file, found none at {annotations}")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            dataset = CocoDetection(str(images), str(annotations))
-    except (json.JSONDecodeError, AssertionError) as error:  # the latter is how pycocotools refuses a list
-        raise ValueError(f"{annotations}: expected a COCO detection json, could not read it: {error}") from error
-    missing = {"images", "annotations", "categories"} - dataset.coco.dataset.keys()
-    if missing:
-        raise ValueError(f"{annotations}: expected a COCO detection json, missing are the keys {sorted(missing)}")
-    _check_images(images, annotations, [image["file_name"] for image in dataset.coco.dataset["images"]])
-    return dataset
-
-
-def _check_images(images: Path, annotations: Path, names: list[str]) -> None:
-    # One listing a folder instead of one look-up a file: COCO has 118,000 of them, often on a network disk.
-    present = {
-        parent: set(os.listdir(images / parent)) if (images / parent).is_dir() else set()
-        for parent in {os.path.dirname(name) for name in names}
-    }
-    missing = [name for name in names if os.path.basename(name) not in present[os.path.dirname(name)]]
-    if missing:
-        raise FileNotFoundError(
-            f"{annotations} lists {len(names)} images, {len(missing)} of them are not in {images}: {missing[:3]} ..."
-        )

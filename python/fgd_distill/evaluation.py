@@ -1,4 +1,4 @@
-"""COCO box metrics by pycocotools."""
+"""COCO metrics of boxes and instance masks by pycocotools."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
+from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
@@ -30,17 +32,20 @@ METRICS = (
     "AR_medium",
     "AR_large",
 )
+MASK_METRICS = tuple(f"{name}_mask" for name in METRICS)
+MASK_THRESHOLD = 0.5  # of the probability that a pixel belongs to an instance
 
 
-class CocoBoxEvaluator:
-    """Collects predictions of one pass over a data set and computes its COCO box metrics, over all processes.
+class CocoEvaluator:
+    """Collects predictions of one pass over a data set and computes its COCO metrics, over all processes.
 
     Args:
         ground_truth: the annotations, as ``CocoFolder.coco`` holds them.
+        masks: whether to compute the metrics of instance masks, too; predictions then need ``masks``.
     """
 
-    def __init__(self, ground_truth: COCO) -> None:
-        self.ground_truth = ground_truth
+    def __init__(self, ground_truth: COCO, masks: bool = False) -> None:
+        self.ground_truth, self.masks = ground_truth, masks
         self.reset()
 
     def reset(self) -> None:
@@ -52,22 +57,24 @@ class CocoBoxEvaluator:
 
         Args:
             predictions: one mapping an image: ``boxes`` (k, 4) xyxy in pixels of the image as stored on disk,
-                ``scores`` (k,), ``labels`` (k,) category ids.
+                ``scores`` (k,), ``labels`` (k,) category ids; with masks also ``masks`` (k, 1, H, W), probabilities.
             image_ids: the images' COCO ids.
 
         Raises:
-            ValueError: the lengths differ, or the annotations do not have an image.
+            ValueError: the lengths differ, the annotations do not have an image, or masks are missing.
         """
         if len(predictions) != len(image_ids):
             raise ValueError(f"expected one image id a prediction, got {len(image_ids)} for {len(predictions)}")
         for prediction, image_id in zip(predictions, image_ids, strict=True):
             if image_id not in self.ground_truth.imgs:
                 raise ValueError(f"image_id: expected an image of the annotation file, got {image_id}")
+            if self.masks and "masks" not in prediction:
+                raise ValueError(f"predictions: expected masks for the metrics of masks, got {sorted(prediction)}")
             # By id: a distributed sampler repeats images to fill the last batch, which must not count twice.
             self._results[int(image_id)] = coco_results(int(image_id), prediction)
 
     def compute(self) -> dict[str, float]:
-        """The metrics named in ``METRICS`` over the images seen, in percent.
+        """The metrics named in ``METRICS``, and with masks in ``MASK_METRICS``, over the images seen, in percent.
 
         Metrics without any object (no large ones, say) are nan.
         """
@@ -75,26 +82,40 @@ class CocoBoxEvaluator:
         if not results:
             raise RuntimeError("no image was evaluated: call update() before compute()")
         flat = [detection for detections in results.values() for detection in detections]
+        metrics = dict(zip(METRICS, self._evaluate("bbox", flat, sorted(results)), strict=True))
+        if self.masks:
+            # Without their boxes: pycocotools would sort masks into small, medium and large by the boxes' areas.
+            flat = [{key: value for key, value in detection.items() if key != "bbox"} for detection in flat]
+            metrics |= dict(zip(MASK_METRICS, self._evaluate("segm", flat, sorted(results)), strict=True))
+        return metrics
+
+    def _evaluate(self, kind: str, results: list[dict[str, Any]], image_ids: list[int]) -> list[float]:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress and its table
-            evaluation = COCOeval(self.ground_truth, _detections(self.ground_truth, flat), "bbox")
-            evaluation.params.imgIds = sorted(results)
+            evaluation = COCOeval(self.ground_truth, _detections(self.ground_truth, results), kind)
+            evaluation.params.imgIds = image_ids
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         # COCOeval marks a metric without objects by -1.
-        return {
-            name: float("nan") if value < 0 else 100 * float(value)
-            for name, value in zip(METRICS, evaluation.stats, strict=True)
-        }
+        return [float("nan") if value < 0 else 100 * float(value) for value in evaluation.stats]
 
 
 def coco_results(image_id: int, prediction: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """One image's detections as COCO's result format has them (xywh boxes)."""
+    """One image's detections in COCO's result format: xywh boxes, and the run lengths of masks if there are any."""
     boxes = box_convert(prediction["boxes"].detach().float().cpu(), "xyxy", "xywh").tolist()
     rows = zip(boxes, prediction["scores"].tolist(), prediction["labels"].tolist(), strict=True)
-    return [
+    results: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score} for box, score, label in rows
     ]
+    if "masks" in prediction:
+        for result, mask in zip(results, prediction["masks"], strict=True):
+            result["segmentation"] = _encode(mask[0] > MASK_THRESHOLD)
+    return results
+
+
+def _encode(mask: Tensor) -> dict[str, Any]:
+    encoded = run_lengths.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
 def _detections(ground_truth: COCO, results: list[dict[str, Any]]) -> COCO:

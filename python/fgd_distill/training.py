@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from .adapters import adapter_for, probe_channels
+from .cache import CacheConfig, TeacherCache, teacher_fingerprint
 from .data import Batch, CocoFolder
 from .distiller import DetectionDistiller, layer_names
-from .evaluation import CocoBoxEvaluator
+from .evaluation import CocoEvaluator
+from .export import student_state_dict
 from .inheriting import inherit as inherit_from
+from .learning_rate import LrMilestones
+from .loading import JointBatches, derived_seed
 from .models import DetectorConfig, build_detector
+from .schedule import Schedule
 
 
 @dataclass
@@ -73,6 +81,9 @@ def build_criterion(
 class DetectionModule(pl.LightningModule):
     """Trains a torchvision detector; with a teacher, it inherits from it, is distilled from it, or both.
 
+    A training that is resumed from a checkpoint takes the steps that it would have taken, bit for bit on a CPU:
+    the random numbers of a step are a function of the seed, the step and the process.
+
     Args:
         student: the detector to train.
         teacher: the detector to learn from, with its weights; needed by ``inherit`` and ``fgd``.
@@ -80,11 +91,15 @@ class DetectionModule(pl.LightningModule):
         fgd: adds the FGD loss with these weights.
         student_layers, teacher_layers: modules whose feature maps are distilled.
         resize_teacher: whether teacher maps of another size are resized to the student's.
+        schedule: the optimizer steps in which the FGD loss counts; None: all.
+        teacher_cache: keeps the teacher's feature maps on disk; for images that are the same in every epoch.
         optimizer: makes the optimizer from the trainable parameters.
-        lr_scheduler: makes the learning-rate scheduler, stepped after every training step; None keeps it constant.
+        lr_scheduler: makes the learning-rate scheduler, stepped after every optimizer step; None keeps it constant.
+        lr_milestones: instead of ``lr_scheduler``: a warm-up, and drops at epochs.
 
     Raises:
-        ValueError: ``inherit`` or ``fgd`` without a teacher, a teacher without either, or a teacher without weights.
+        ValueError: ``inherit`` or ``fgd`` without a teacher, a teacher without either or without weights, ``schedule``
+            or ``teacher_cache`` without ``fgd``, or both ``lr_scheduler`` and ``lr_milestones``.
     """
 
     def __init__(
@@ -96,13 +111,20 @@ class DetectionModule(pl.LightningModule):
         student_layers: str | list[str] = "backbone.fpn",
         teacher_layers: str | list[str] = "backbone.fpn",
         resize_teacher: bool = False,
+        schedule: Schedule | None = None,
+        teacher_cache: CacheConfig | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        lr_milestones: LrMilestones | None = None,
     ) -> None:
         super().__init__()
         _check_teacher(teacher, inherit, fgd)
-        self.student_config = student
-        self.make_optimizer, self.make_scheduler = optimizer, lr_scheduler
+        _check_unused(fgd, schedule=schedule, teacher_cache=teacher_cache)
+        if lr_scheduler is not None and lr_milestones is not None:
+            raise ValueError("lr_milestones: expected it or lr_scheduler, got both")
+        self.student_config, self.cache_config = student, teacher_cache
+        self.make_optimizer, self.make_scheduler, self.lr_milestones = optimizer, lr_scheduler, lr_milestones
+        self.seed = torch.initial_seed()  # seed_everything's
         model = build_detector(student)
         self.distiller: DetectionDistiller | None = None
         if teacher is not None:
@@ -111,13 +133,14 @@ class DetectionModule(pl.LightningModule):
                 inherit_from(model, teacher_model)
             if fgd is not None:
                 criterion = build_criterion(model, teacher_model, student_layers, teacher_layers, fgd)
+                layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
                 self.distiller = DetectionDistiller(
-                    model, teacher_model, criterion, student_layers, teacher_layers, resize_teacher=resize_teacher
+                    model, teacher_model, criterion, **layers, resize_teacher=resize_teacher, schedule=schedule
                 )
         if self.distiller is None:
             self.student = model
 
-    evaluator: CocoBoxEvaluator
+    evaluator: CocoEvaluator
     """Of the validation that runs now."""
 
     def _data(self, name: str) -> CocoFolder:
@@ -133,46 +156,100 @@ class DetectionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.make_scheduler is None:
+        if self.lr_milestones is not None:
+            scheduler: Any = LambdaLR(optimizer, self._lr_factor)
+        elif self.make_scheduler is not None:
+            scheduler = self.make_scheduler(optimizer)
+        else:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        # The scheduler is made, and asked for step 0, before Lightning knows how many batches an epoch has.
+        batches = self.trainer.num_training_batches if step else math.inf
+        return self.lr_milestones.factor(step, batches / self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
-        if self.distiller is not None:
-            self.distiller.check_optimizer(*self.trainer.optimizers)
-        largest = self._data("train_set").max_label()
-        if largest >= self.student_config.num_classes:
-            raise ValueError(
-                f"num_classes: expected more than the largest category id, {largest}, "
-                f"got {self.student_config.num_classes}"
-            )
+        train_set = self._data("train_set")
+        _check_labels(train_set, self.detector, self.student_config.num_classes)
+        loader = self.trainer.train_dataloader
+        if not isinstance(loader.batch_sampler, JointBatches):
+            raise ValueError("trainer.use_distributed_sampler: expected false, the data module shares out its batches")
+        loader.steps_an_epoch = int(self.trainer.num_training_batches)
+        if self.distiller is None:
+            return
+        self.distiller.check_optimizer(*self.trainer.optimizers)
+        if self.cache_config is not None:
+            if train_set.differs_between_epochs():
+                raise ValueError(
+                    "teacher_cache: expected images that are the same in every epoch, but data.train_transforms "
+                    "change them at random; leave out either"
+                )
+            fingerprint = teacher_fingerprint(self.distiller.teacher, self.distiller.teacher_layers)
+            self.distiller.teacher_cache = TeacherCache(self.cache_config, fingerprint, len(train_set))
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Detectors sample anchors and proposals at random. A function of the step needs no state in the checkpoint.
+        torch.manual_seed(derived_seed(self.seed, self.global_step, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
-        model = self.distiller if self.distiller is not None else self.student
-        losses = model(images, targets)
+        if self.distiller is None:
+            losses = self.student(list(images), list(targets))
+        else:
+            self.distiller.set_step(self.global_step)
+            losses = self.distiller(images, targets)
         total = torch.stack(list(losses.values())).sum()
-        self.log("loss", total.detach(), prog_bar=True, batch_size=len(images))
-        self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()}, batch_size=len(images))
+        self._log_losses(total, losses, len(images))
         return total
 
-    def on_validation_epoch_start(self) -> None:
-        self.evaluator = CocoBoxEvaluator(self._data("val_set").coco)
+    def _log_losses(self, total: Tensor, losses: Mapping[str, Tensor], images: int) -> None:
+        """Logs the sum, and in steps that the loggers record, every term and every level's, as means over processes."""
+        values = {"loss": total}
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            values |= {f"train/{name}": loss for name, loss in losses.items()}
+            values |= self._level_terms()
+            together = torch.stack([value.detach().float() for value in values.values()])
+            values = dict(zip(values, self.trainer.strategy.reduce(together, reduce_op="mean"), strict=True))
+        self.log("loss", values.pop("loss").detach(), prog_bar=True, batch_size=images)
+        self.log_dict(values, batch_size=images)
 
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
+    def _level_terms(self) -> dict[str, Tensor]:
+        """Each level's share of each FGD term, where the distiller tells it."""
+        if self.distiller is None or self.distiller.level_terms is None:
+            return {}
+        return {
+            f"level{level}/{name}": term
+            for level, terms in enumerate(self.distiller.level_terms)
+            for name, term in zip(self.distiller.criterion.loss_names, terms, strict=True)
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluator = CocoEvaluator(self._data("val_set").coco, self._data("val_set").with_masks)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
         self.evaluator.update(self.detector(list(images)), [target["image_id"] for target in targets])
 
     def on_validation_epoch_end(self) -> None:
-        metrics = self.evaluator.compute()  # equal on every process: it gathers all predictions
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        # Equal on every process, because it gathers all predictions.
+        self.log_dict({f"val/{name}": value for name, value in self.evaluator.compute().items()}, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # export-student rebuilds the detector from this. Its own weights are in the checkpoint, not in a file.
-        checkpoint["detector"] = asdict(self.student_config) | {"weights": None}
+        checkpoint["detector"] = asdict(self.student_config) | {"weights": None, "backbone_weights": None}
+        checkpoint["seed"] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seed = checkpoint.get("seed", self.seed)
+        own = self.state_dict()
+        if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
+            # Only the student is evaluated, so a checkpoint of one trained in another way will do.
+            prefix = "student." if self.distiller is None else "distiller.student."
+            student = {f"{prefix}{name}": value for name, value in student_state_dict(checkpoint).items()}
+            rest = {name: value for name, value in own.items() if not name.startswith(prefix)}
+            checkpoint["state_dict"] = rest | student
+        _check_fits(own, checkpoint["state_dict"])
 
 
 def _check_teacher(teacher: DetectorConfig | None, inherit: bool, fgd: FGDConfig | None) -> None:
@@ -182,3 +259,31 @@ def _check_teacher(teacher: DetectorConfig | None, inherit: bool, fgd: FGDConfig
         raise ValueError("teacher: expected inherit: true or fgd: {...} beside it, got neither, so it would be unused")
     if teacher is not None and teacher.weights is None:
         raise ValueError("teacher.weights: expected a file with trained weights, got None: it would teach noise")
+
+
+def _check_unused(fgd: FGDConfig | None, **options: object) -> None:
+    for name, value in options.items():
+        if fgd is None and value is not None:
+            raise ValueError(f"{name}: expected fgd: {{...}} beside it, got none, so it would be unused")
+
+
+def _check_labels(train_set: CocoFolder, detector: nn.Module, num_classes: int) -> None:
+    largest = train_set.max_label()
+    if largest >= num_classes:
+        raise ValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
+    if hasattr(detector, "roi_heads") and 0 in train_set.coco.cats:
+        raise ValueError("category id: expected 1 or more, because this detector's class 0 is the background; got 0")
+
+
+def _check_fits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, with the first differences, unless both have the same names and shapes."""
+    differs = [f"{name}: only in the checkpoint" for name in stored.keys() - own.keys()]
+    differs += [f"{name}: not in the checkpoint" for name in own.keys() - stored.keys()]
+    differs += [
+        f"{name}: {tuple(stored[name].shape)} in the checkpoint, {tuple(own[name].shape)} here"
+        for name in own.keys() & stored.keys()
+        if own[name].shape != stored[name].shape
+    ]
+    if differs:
+        shown = "\n  ".join(sorted(differs)[:4])
+        raise ValueError(f"ckpt_path: the checkpoint does not fit, {len(differs)} tensors differ, such as\n  {shown}")

@@ -136,6 +136,7 @@ def test_the_demo_from_end_to_end(digits, teacher_file, tmp_path, monkeypatch, c
     monkeypatch.setattr("fgd_distill.models.PACKAGE_WEIGHTS", teacher_file.parent)
     teacher_file.with_name("digits_teacher.pt").write_bytes(teacher_file.read_bytes())
     monkeypatch.setattr(demo, "make_digits", lambda folder: digits)
+    monkeypatch.setattr(demo, "measure_step", lambda distiller, batch: measure_step(distiller, batch, repeats=1))
     demo.main(["--steps", "2", "--all", "--output", "out/table.csv", "--workers", "0"])
     rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
     assert [row["method"] for row in rows] == ["teacher", *demo.METHODS, demo.EQUAL_TIME]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fgd_distill.data import CocoFolder
-from fgd_distill.evaluation import METRICS, CocoBoxEvaluator
+from fgd_distill.evaluation import MASK_METRICS, METRICS, CocoEvaluator
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ PERFECT = [
 
 
 def evaluate(truth, predictions, ids=(1, 2, 3)):
-    evaluator = CocoBoxEvaluator(truth.coco)
+    evaluator = CocoEvaluator(truth.coco)
     evaluator.update(predictions, ids)
     return evaluator.compute()
 
@@ -66,8 +66,47 @@ def test_only_images_seen_count(truth):
     assert evaluate(truth, PERFECT[:1], (1,))["AP"] == pytest.approx(100)
 
 
+def square(x, y, size):
+    """The mask of a square, as a detector returns it: (1, 1, H, W), and as an annotation has it: its corners."""
+    mask = torch.zeros(1, 1, 30, 40)
+    mask[..., y : y + size, x : x + size] = 0.9
+    return mask, [[x, y, x + size, y, x + size, y + size, x, y + size]]
+
+
+def test_masks_are_judged_by_their_pixels(write_coco):
+    inside, corners = square(4, 4, 12)
+    half, _ = square(4, 4, 9)
+    image = ("a.png", [{"bbox": [4, 4, 12, 12], "segmentation": corners, "area": 144}])
+    coco = CocoFolder(*write_coco([image]), with_masks=True).coco
+
+    def metrics(mask):
+        evaluator = CocoEvaluator(coco, masks=True)
+        evaluator.update([detection([[4, 4, 16, 16]], [0.9], [1]) | {"masks": mask}], [1])
+        return evaluator.compute()
+
+    whole = metrics(inside)
+    assert tuple(whole) == (*METRICS, *MASK_METRICS)
+    assert whole["AP"] == whole["AP_mask"] == whole["AP_small_mask"] == pytest.approx(100)
+    part = metrics(half)  # IoU 81 / 144 = 0.56: right at the thresholds 0.50 and 0.55 of ten
+    assert part["AP"] == pytest.approx(100) and part["AP_mask"] == pytest.approx(20)
+    nothing = CocoEvaluator(coco, masks=True)
+    nothing.update([detection([], [], []) | {"masks": torch.zeros(0, 1, 30, 40)}], [1])
+    assert nothing.compute()["AP_mask"] == 0
+    with pytest.raises(ValueError, match="expected masks"):
+        CocoEvaluator(coco, masks=True).update([detection([], [], [])], [1])
+
+
+def test_category_ids_may_have_gaps(write_coco):
+    """Categories 1 and 7: labels are the ids themselves, so that nothing has to be mapped back."""
+    data = CocoFolder(*write_coco([("a.png", [{"bbox": [2, 2, 20, 20], "category_id": 7}])]))
+    label = data[0][1]["labels"].tolist()
+    assert label == [7]
+    assert evaluate(data, [detection([[2, 2, 22, 22]], [0.9], label)], (1,))["AP"] == pytest.approx(100)
+    assert evaluate(data, [detection([[2, 2, 22, 22]], [0.9], [1])], (1,))["AP"] == 0
+
+
 def test_wrong_use_is_told(truth):
-    evaluator = CocoBoxEvaluator(truth.coco)
+    evaluator = CocoEvaluator(truth.coco)
     with pytest.raises(RuntimeError, match="no image"):
         evaluator.compute()
     with pytest.raises(ValueError, match="one image id a prediction, got 1 for 3"):
