@@ -33,13 +33,14 @@ USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --
   validate        evaluates a checkpoint by COCO metrics
   make-digits     makes the digits data set
   export-student  writes the student of a checkpoint as a plain state dict
+  calibrate       proposes the loss's temperature and weights for two detectors
   ablate          runs the paper's ablations on the digits data
   show-attention  draws where teacher, student and distilled student look
   plot-training   draws the curves of each loss term
   plot-ap         draws AP by object size
 
-fit and validate take --config FILE, more than once: later files and options win. Files shipped with the package are
-found by their names: {configs}
+fit, validate and calibrate take --config FILE, more than once: later files and options win. Files shipped with the
+package are found by their names: {configs}
 """
 
 
@@ -59,7 +60,7 @@ def run(args: Sequence[str]) -> LightningCLI:
         return DistillCLI(
             DetectionModule,
             CocoDataModule,
-            args=[_package_config(arg) for arg in args],
+            args=[package_config(arg) for arg in args],
             # The data module shares out its batches among processes by itself.
             trainer_defaults={"callbacks": [Timer()], "use_distributed_sampler": False},
             seed_everything_default=0,
@@ -85,12 +86,16 @@ def main(args: Sequence[str] | None = None) -> None:
         auto_cli(TOOLS[command], args=options)
     elif command in DistillCLI.subcommands():
         run(args)
+    elif command == "calibrate":
+        from .calibrate import calibrate  # here, because it builds on DistillCLI
+
+        calibrate(options)
     else:
-        expected = ", ".join([*DistillCLI.subcommands(), *TOOLS])
+        expected = ", ".join([*DistillCLI.subcommands(), "calibrate", *TOOLS])
         sys.exit(f"fgd-distill: expected one of the commands {expected}; got {command!r}")
 
 
-def _package_config(arg: str) -> str:
+def package_config(arg: str) -> str:
     """The shipped configuration called ``arg``, unless the user has a file of that name; else ``arg`` itself."""
     option, equals, value = arg.rpartition("=")
     shipped = CONFIGS / value
