@@ -26,6 +26,39 @@ def digits(tmp_path_factory) -> Path:
     return make_digits(tmp_path_factory.mktemp("data") / "digits", train_images=24, val_images=6, progress=False)
 
 
+@pytest.fixture(scope="session")
+def teacher_file(tmp_path_factory) -> Path:
+    """Random teacher weights: the tests ask how things run, not how well they learn."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "teacher.pt"
+    torch.save(digits_teacher().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fit_args(digits):
+    """Makes the arguments of a short training of the digits student that writes into a folder."""
+
+    def args(folder, *more, steps=5, batch_size=4):
+        return [
+            "fit",
+            "--config=digits_student.yaml",
+            f"--data.root={digits}",
+            "--data.num_workers=0",
+            f"--data.batch_size={batch_size}",
+            f"--trainer.max_steps={steps}",
+            f"--trainer.val_check_interval={steps}",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.log_every_n_steps=1",
+            f"--model.lr_scheduler.init_args.total_steps={steps}",
+            f"--trainer.default_root_dir={folder}",
+            f"--trainer.logger.init_args.save_dir={folder}",
+            *more,
+        ]
+
+    return args
+
+
 @pytest.fixture
 def pair():
     torch.manual_seed(0)

@@ -5,44 +5,17 @@ import pytest
 import torch
 
 from fgd_distill import cli, demo
-from fgd_distill.models import DetectorConfig, build_detector, digits_teacher
+from fgd_distill.models import DetectorConfig, build_detector
 from fgd_distill.profiling import measure_step
 from fgd_distill.training import DetectionModule, FGDConfig
 
 
 @pytest.fixture(scope="module")
-def teacher_file(tmp_path_factory):
-    """Random teacher weights: these tests ask how things run, not how well they learn."""
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("weights") / "teacher.pt"
-    torch.save(digits_teacher().state_dict(), path)
-    return path
-
-
-def fit_args(digits, folder, *more):
-    return [
-        "fit",
-        "--config=digits_student.yaml",
-        f"--data.root={digits}",
-        "--data.num_workers=0",
-        "--data.batch_size=4",
-        "--trainer.max_steps=5",
-        "--trainer.val_check_interval=5",
-        "--trainer.enable_progress_bar=false",
-        "--trainer.log_every_n_steps=1",
-        "--model.lr_scheduler.init_args.total_steps=5",
-        f"--trainer.default_root_dir={folder}",
-        f"--trainer.logger.init_args.save_dir={folder}",
-        *more,
-    ]
-
-
-@pytest.fixture(scope="module")
-def distilled(digits, teacher_file, tmp_path_factory):
+def distilled(fit_args, teacher_file, tmp_path_factory):
     """Five steps with both, through the command line."""
     folder = tmp_path_factory.mktemp("run")
     both = ("--config=digits_inherit.yaml", "--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
-    return folder, cli.run(fit_args(digits, folder, *both))
+    return folder, cli.run(fit_args(folder, *both))
 
 
 def test_five_steps_of_fit(distilled):
@@ -87,24 +60,24 @@ def test_validate_takes_exported_weights(distilled, digits, tmp_path, monkeypatc
     assert not list(tmp_path.rglob("config.yaml"))  # it would replace the one of a training
 
 
-def test_same_seed_same_run(digits, tmp_path):
-    runs = [cli.run(fit_args(digits, tmp_path / str(index))).model.detector.state_dict() for index in range(2)]
+def test_same_seed_same_run(fit_args, tmp_path):
+    runs = [cli.run(fit_args(tmp_path / str(index))).model.detector.state_dict() for index in range(2)]
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
 
 
-def test_the_loss_of_an_optimizer_that_misses_the_criterion(digits, teacher_file, tmp_path, monkeypatch):
+def test_the_loss_of_an_optimizer_that_misses_the_criterion(fit_args, teacher_file, tmp_path, monkeypatch):
     def only_student(self):
         return torch.optim.SGD(self.distiller.student.parameters(), lr=0.1)
 
     monkeypatch.setattr(DetectionModule, "configure_optimizers", only_student)
     fgd = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
     with pytest.raises(RuntimeError, match="in no optimizer"):
-        cli.run(fit_args(digits, tmp_path, *fgd))
+        cli.run(fit_args(tmp_path, *fgd))
 
 
-def test_too_few_classes(digits, tmp_path):
+def test_too_few_classes(fit_args, tmp_path):
     with pytest.raises(ValueError, match="num_classes: expected more than.*10, got 10"):
-        cli.run(fit_args(digits, tmp_path, "--model.student.num_classes=10"))
+        cli.run(fit_args(tmp_path, "--model.student.num_classes=10"))
 
 
 def test_settings_that_would_silently_do_nothing(teacher_file):
