@@ -24,6 +24,9 @@ def _class_of(package: str) -> Callable[[nn.Module], bool]:
 # so a family's package need not be installed.
 FAMILIES: list[tuple[Callable[[nn.Module], bool], str]] = [
     (_class_of("torchvision.models.detection"), "torchvision:TorchvisionAdapter"),
+    (_class_of("ultralytics"), "ultralytics:UltralyticsAdapter"),
+    (_class_of("transformers"), "huggingface:HuggingFaceAdapter"),
+    (_class_of("mmdet"), "mmdet:MMDetectionAdapter"),
 ]
 
 
@@ -44,14 +47,14 @@ def adapter_for(model: nn.Module) -> DetectorAdapter:
     )
 
 
-def probe_channels(model: nn.Module, layers: Sequence[str], adapter: DetectorAdapter, size: int = 128) -> list[int]:
+def probe_channels(model: nn.Module, layers: Sequence[str], adapter: DetectorAdapter, size: int = 320) -> list[int]:
     """The channel count of each feature map that ``layers`` give, found by running a blank image.
 
     Args:
         model: a detector; its mode and its batch statistics are left as they were.
         layers: names of submodules of the backbone or neck.
         adapter: knows how to run it.
-        size: height and width of the blank image in pixels.
+        size: height and width of the blank image in pixels; the default is large enough for SSD300.
     """
     parameter = next(model.parameters())
     blank = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
