@@ -112,7 +112,8 @@ def calibrate(args: Sequence[str]) -> FGDConfig:
     candidates = {name: FGDConfig(preset=name) for name in PRESETS}
     if resolved(configured) not in map(resolved, candidates.values()):
         candidates["as configured"] = configured
-    temperatures = {resolved(candidate)[0] for candidate in candidates.values()} | {settings.temperature} - {None}
+    temperatures = {resolved(candidate)[0] for candidate in candidates.values()}
+    temperatures |= set() if settings.temperature is None else {settings.temperature}
     measurement = measure(distiller.to(device), batches, temperatures)
     preset = settings.preset if settings.preset != "auto" else guess_preset(distiller.student, configured.preset)
     start = replace(configured, preset=preset)
@@ -127,10 +128,7 @@ def calibrate(args: Sequence[str]) -> FGDConfig:
 def _batches(data: Any, count: int, device: Any) -> list[Batch]:
     """The first training batches, as a training with the same seed sees them."""
     data.setup("fit")
-    batches = [data.transfer_batch_to_device(b, device, 0) for b in itertools.islice(data.train_dataloader(), count)]
-    if not batches:
-        raise ValueError(f"train_images: expected at least one batch of {data.batch_size} images, found fewer images")
-    return batches
+    return [data.transfer_batch_to_device(b, device, 0) for b in itertools.islice(data.train_dataloader(), count)]
 
 
 def report(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[str]:

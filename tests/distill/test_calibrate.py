@@ -1,0 +1,222 @@
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import fgd_kernels as fgd
+from fgd_distill import cli
+from fgd_distill.calibrate import CalibrateCLI, Calibration, calibrate, report, warnings_of
+from fgd_distill.calibration import (
+    TERMS,
+    WEIGHTS,
+    Attention,
+    Bounds,
+    Measurement,
+    guess_preset,
+    measure,
+    propose,
+    resolved,
+    temperature_for,
+)
+from fgd_distill.distiller import DetectionDistiller
+from fgd_distill.training import FGDConfig, build_criterion
+
+
+def arguments(digits, *more):
+    return [
+        "--config=digits_student.yaml",
+        "--config=digits_inherit.yaml",
+        f"--data.root={digits}",
+        "--data.num_workers=0",
+        "--data.batch_size=4",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def calibrated(digits, tmp_path_factory):
+    """The digits pair, with its shipped teacher, through the command line; the file written and what was printed."""
+    path = tmp_path_factory.mktemp("calibration") / "calibrated.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        cli.main(["calibrate", *arguments(digits, "--batches=2", f"--output={path}")])
+    return path, "\n".join(printed)
+
+
+def table(printed, name):
+    """The sums that ``calibrate`` printed for these weights."""
+    block = printed.split("Terms as multiples")[1].split(f"\n{name} ", 1)[1].splitlines()[:5]
+    return [float(line.split()[-1]) for line in block]
+
+
+def test_the_shares_are_what_the_criterion_returns(calibrated, digits):
+    path, printed = calibrated
+    built = CalibrateCLI(arguments(digits, f"--config={path}"))
+    built.datamodule.setup("fit")
+    distiller, loader = built.model.distiller.train(), iter(built.datamodule.train_dataloader())
+    sums = dict.fromkeys((*fgd.LOSS_NAMES, "own"), 0.0)
+    with torch.no_grad():
+        for _ in range(2):
+            for name, loss in distiller(*next(loader)).items():
+                sums[name if name in sums else "own"] += float(loss)
+    expected = [sums[name] / sums["own"] for name in fgd.LOSS_NAMES]
+    assert table(printed, "proposed") == pytest.approx([*expected, sum(expected)], rel=0.01)
+    assert table(printed, "proposed")[-1] == pytest.approx(3.0, rel=0.03)
+
+
+def test_fit_takes_the_proposal(calibrated, digits, tmp_path):
+    path, _ = calibrated
+    written = yaml.safe_load(path.read_text())["model"]["fgd"]
+    assert written["preset"] == "one_stage_anchor_free"  # an FCOS
+    assert path.read_text().startswith("# fgd-distill calibrate --config=digits_student.yaml")
+    ran = cli.run(
+        [
+            "fit",
+            *arguments(digits, f"--config={path}"),
+            "--trainer.max_steps=2",
+            "--trainer.limit_val_batches=0",
+            "--trainer.logger=false",
+            "--trainer.enable_checkpointing=false",
+            "--trainer.enable_progress_bar=false",
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    criterion = ran.model.distiller.criterion
+    assert {name: getattr(criterion, name) for name in (*WEIGHTS, "temperature")} == {
+        name: written[name] for name in (*WEIGHTS, "temperature")
+    }
+
+
+def test_what_is_printed_of_the_presets(calibrated):
+    _, printed = calibrated
+    assert all(f"\n{name} " in printed for name in fgd.PRESETS)
+    anchor, two_stage = table(printed, "one_stage_anchor"), table(printed, "two_stage")
+    ratios = [fgd.PRESETS["one_stage_anchor"][name] / fgd.PRESETS["two_stage"][name] for name in WEIGHTS]
+    assert [a / b for a, b in zip(anchor, two_stage, strict=False)][:4] == pytest.approx(ratios, rel=0.02)
+    assert re.search(r"warning: T = 0.5 \(two_stage.*\): one pixel of 256 takes \d\d% of the teacher's", printed)
+    assert "--model.fgd.level_weights=inverse_area leaves it" in printed
+
+
+def test_weights_of_the_configuration_are_shown_and_switches_kept(digits, tmp_path, capsys):
+    more = ("--config=digits_fgd.yaml", "--config=ablations/foreground.yaml", "--model.fgd.level_weights=inverse_area")
+    proposed = calibrate(
+        arguments(digits, *more, "--batches=1", "--temperature=5", "--ratios=equal", f"--output={tmp_path / 'c.yaml'}")
+    )
+    printed = capsys.readouterr().out
+    assert "as configured" in printed and "T 8: strongest pixel" in printed and "inverse_area leaves" not in printed
+    assert proposed.temperature == 5 and proposed.beta == proposed.lambda_ == 0
+    fg, bg, attention, glob, total = table(printed, "proposed")
+    assert bg == glob == 0 and fg == pytest.approx(attention, rel=0.03) and total == pytest.approx(1.5, rel=0.03)
+    assert yaml.safe_load((tmp_path / "c.yaml").read_text())["model"]["fgd"]["level_weights"] == "inverse_area"
+
+
+def measurement(terms, areas=(256, 64), detector=2.0, activation=(6.4, 3.0)):
+    """Of a pair whose levels measure these terms at weights of 1, at every temperature asked for."""
+    terms = torch.tensor(terms, dtype=torch.float64)
+    temperatures = (0.5, temperature_for(activation))
+    attention = [Attention(0.02, 100.0, area) for area in areas]
+    return Measurement(
+        4,
+        {"own": detector},
+        list(activation),
+        dict.fromkeys(temperatures, terms),
+        dict.fromkeys(temperatures, attention),
+    )
+
+
+def shares_of(measured, config):
+    return measured.shares(config).sum(dim=0).tolist()
+
+
+def test_the_presets_ratios_are_kept_where_the_bounds_allow():
+    preset = fgd.PRESETS["one_stage_anchor"]
+    # At the preset's weights the terms relate as 1 : 1 : 2 : 4, so with a total of 3 all are within 0.1 to 2.
+    terms = [[part / preset[name] for part, name in zip((1, 1, 2, 4), WEIGHTS, strict=True)], [0, 0, 0, 0]]
+    measured = measurement(terms)
+    proposed = propose(measured, FGDConfig(), Bounds())
+    assert shares_of(measured, proposed) == pytest.approx([0.375, 0.375, 0.75, 1.5], rel=0.03)
+    factors = [getattr(proposed, name) / preset[name] for name in WEIGHTS]
+    assert factors == pytest.approx([factors[0]] * 4, rel=0.03)
+    # 1 : 100 : 100 : 10,000: the first is lifted to 0.1, the last held at 2, the others share what is left.
+    terms[0] = [part / preset[name] for part, name in zip((1, 100, 100, 10000), WEIGHTS, strict=True)]
+    measured = measurement(terms)
+    proposed = propose(measured, FGDConfig(), Bounds())
+    assert shares_of(measured, proposed) == pytest.approx([0.1, 0.45, 0.45, 2.0], rel=0.03)
+    assert proposed.beta / proposed.gamma == pytest.approx(preset["beta"] / preset["gamma"], rel=0.03)
+
+
+def test_terms_that_are_off_or_without_objects():
+    measured = measurement([[0.0, 1e3, 1e2, 1e6]])  # no box in the images
+    proposed = propose(measured, FGDConfig(lambda_=0.0), Bounds())
+    preset = fgd.PRESETS["one_stage_anchor"]
+    assert proposed.lambda_ == 0 and sum(shares_of(measured, proposed)) == pytest.approx(1.5, rel=0.03)
+    assert proposed.alpha / proposed.beta == pytest.approx(preset["alpha"] / preset["beta"], rel=0.03)
+    found = warnings_of(measured, {"proposed": proposed})
+    assert any("fg is 0 on these images" in warning for warning in found)
+    assert not any("global is 0" in warning for warning in found)
+    with pytest.raises(ValueError, match="terms of the loss above 0 and finite"):
+        propose(measurement([[0.0, 0.0, float("nan"), 0.0]]), FGDConfig(), Bounds())
+
+
+def test_level_warning_tells_what_inverse_area_would_do():
+    measured = measurement([[9e4, 9e3, 900, 9e6], [1e4, 1e3, 100, 1e6]])
+    proposed = propose(measured, FGDConfig(), Bounds())
+    (warning,) = warnings_of(measured, {"proposed": proposed})
+    assert "level 0 has 90% of the loss" in warning and "leaves it 69%" in warning  # 9/256 of 9/256 + 1/64
+    assert warnings_of(measured, {"proposed": replace(proposed, level_weights=[1.0, 4.0])}) == []
+    assert f"T {proposed.temperature:g}" in "\n".join(report(measured, {"proposed": proposed}))
+
+
+def test_temperature_follows_the_teachers_scale(pair, batch):
+    student, teacher = pair
+    criterion = build_criterion(student, teacher, "backbone.fpn", "backbone.fpn", FGDConfig())
+    distiller = DetectionDistiller(student, teacher, criterion)
+    first = measure(distiller, [batch], [0.5])
+    assert temperature_for(first.activation) == pytest.approx(1.2 * max(first.activation), rel=0.05)
+    with torch.no_grad():
+        for block in teacher.backbone.fpn.layer_blocks:
+            block[0].weight.mul_(100)
+            block[0].bias.mul_(100)
+    second = measure(distiller, [batch], [0.5])
+    assert second.activation == pytest.approx([100 * value for value in first.activation], rel=1e-4)
+    proposed = [temperature_for(m.activation) for m in (first, second)]
+    assert proposed[1] / proposed[0] == pytest.approx(100, rel=0.06)
+    # The teacher's attention depends on features over T alone: at the proposed T it spreads as before, at 0.5 it can't.
+    spread = [m.attention[t][0] for m, t in zip((first, second), proposed, strict=True)]
+    assert spread[1].pixels == pytest.approx(spread[0].pixels, rel=0.02)
+    assert second.attention[0.5][0].pixels < 0.5 * spread[1].pixels
+    assert 0 < spread[0].peak <= 1 <= spread[0].pixels <= spread[0].area == 256
+
+
+def test_presets_by_family():
+    families = {"FCOS": "one_stage_anchor_free", "RetinaNet": "one_stage_anchor", "FasterRCNN": "two_stage"}
+    for family, preset in families.items():
+        assert guess_preset(type(family, (nn.Module,), {})(), "two_stage") == preset
+    assert guess_preset(nn.Linear(1, 1), "one_stage_anchor") == "one_stage_anchor"
+    assert set(families.values()) == set(fgd.PRESETS) and len(TERMS) == 4
+    assert resolved(FGDConfig("two_stage", beta=3.0)) == (0.5, [5e-5, 3.0, 5e-5, 5e-7])
+
+
+def test_bad_input(digits, tmp_path):
+    output = f"--output={tmp_path / 'c.yaml'}"
+    with pytest.raises(ValueError, match="teacher.*got None"):
+        calibrate(["--config=digits_student.yaml", f"--data.root={digits}", output])
+    with pytest.raises(ValueError, match=r"teacher\.weights.*would teach noise"):
+        calibrate(arguments(digits, "--model.teacher.weights=null", output))
+    with pytest.raises(ValueError, match="batches: expected at least 1, got 0"):
+        calibrate(arguments(digits, "--batches=0", output))
+    with pytest.raises(ValueError, match=r"model\.fgd: expected weights"):
+        calibrate(arguments(digits, "--model.fgd=null", output))
+    with pytest.raises(ValueError, match="temperature: expected a number > 0"):
+        Calibration(temperature=0.0)
+    with pytest.raises(ValueError, match="low, high: expected 0 < low <= high"):
+        Bounds(low=0)
+    with pytest.raises(ValueError, match=r"total: .*from 0.4 to 8, got 9"):
+        Bounds(total=9)
+    with pytest.raises(ValueError, match="batches: expected at least one, got none"):
+        measure(None, [], [0.5])
+    assert not list(tmp_path.iterdir())
