@@ -58,8 +58,8 @@ class DetectionDistiller(nn.Module):
     Copies (``copy.deepcopy``, ``torch.optim.swa_utils.AveragedModel``) share the teacher with the original: it never
     changes. ``.to()`` of a copy leaves it; when it runs, it goes where the batch is. A pickle contains it.
 
-    Wrap the distiller, not the student, in ``DistributedDataParallel``; student, teacher or parts of them may be
-    compiled in place (``student.backbone.compile()``).
+    Wrap the distiller, not the student, in ``DistributedDataParallel``. Parts of both models may be compiled in place
+    (``student.backbone.compile()``), tapped layers inside or not.
 
     Args:
         student: the detector to train.
