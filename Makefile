@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(CURDIR)/$(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench lint teacher format clean help gpu-report gpu-test gpu-bench gpu-sanitize
+.PHONY: demo test bench lint teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
 
 help:
 	@grep -E '^# ' Makefile | head -1
@@ -32,19 +32,21 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN)/python bench/loss_cpu.py
 
-# The GPU side. The report needs nvcc and no GPU; the others need both (FGD_FORCE_CUDA=1 builds the CUDA kernels).
+# The GPU side. The report needs nvcc and no GPU; the others need both, and build the CUDA kernels first.
 gpu-report: $(VENV)/.installed
 	$(RUN)/python bench/gpu_report.py
 
-gpu-test: $(VENV)/.installed
-	$(RUN)/python -m pytest -m gpu
+gpu-all: $(VENV)/.installed
+	$(RUN)/python bench/gpu_all.py
 
-gpu-bench: $(VENV)/.installed
-	$(RUN)/python bench/loss_gpu.py
+gpu-test: $(VENV)/.installed
+	$(RUN)/python bench/gpu_all.py build tests
 
 gpu-sanitize: $(VENV)/.installed
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  compute-sanitizer --error-exitcode 1 --tool $$tool $(RUN)/python -m pytest -m gpu tests/cuda -k sanitizer || exit 1; done
+	$(RUN)/python bench/gpu_all.py build sanitizer
+
+gpu-bench: $(VENV)/.installed
+	$(RUN)/python bench/gpu_all.py build benchmark
 
 lint: $(VENV)/.dependencies
 	$(RUN)/ruff check .

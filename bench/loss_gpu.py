@@ -15,6 +15,7 @@ import csv
 import json
 import pathlib
 import statistics
+import sys
 
 import torch
 from loss_cpu import BOXES, CHANNELS, FRAME, LEVELS, RESULTS
@@ -33,6 +34,7 @@ class Problem:
 
     def __init__(self, batch: int, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
+        torch.compiler.reset()  # or the ninth problem would find the limit of recompilations reached, and run eagerly
         shapes = [(batch, CHANNELS, h, w) for h, w in LEVELS]
         self.student = [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
         self.teacher = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
@@ -40,7 +42,7 @@ class Problem:
         size = 16 + torch.rand(batch, BOXES, 2) * torch.tensor([FRAME[1] * 0.2 - 16, FRAME[0] * 0.2 - 16])
         self.boxes = [box.cuda() for box in torch.cat([corner, corner + size], dim=2)]
         self.sizes = [FRAME] * batch
-        self.packed = fgd.pack_boxes(self.boxes, self.sizes, "cuda")
+        self.packed = fgd.pack_boxes(self.boxes, self.sizes, self.boxes[0].device)
         self.criterion = fgd.FGDLoss(CHANNELS, CHANNELS, len(LEVELS)).cuda()
         self.compiled = torch.compile(self._reference, dynamic=False)
         self.bytes = UNITS * sum(s.numel() * s.element_size() for s in self.student)
@@ -92,7 +94,7 @@ class Device:
         """Seconds of one call on the device, with a cold cache."""
         self.flush.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(2_000_000)  # let the host run ahead, so that launches do not count
+        torch.cuda._sleep(20_000_000)  # some 10 ms, in which the host runs ahead: launches do not count
         start.record()
         call()
         end.record()
@@ -102,44 +104,76 @@ class Device:
 
 def peak_memory(problem: Problem, contender: str) -> float:
     """MiB that one step holds at its peak above inputs and gradients."""
-    problem.step(contender)
-    gradients = sum(p.grad.numel() * p.grad.element_size() for p in (*problem.student, *problem.criterion.parameters()))
-    for tensor in (*problem.student, *problem.criterion.parameters()):
-        tensor.grad = None
-    before = torch.cuda.memory_allocated()
+    problem.step(contender)  # warms up, and compiles
+    torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     problem.step(contender)
-    return round((torch.cuda.max_memory_allocated() - before - gradients) / 2**20, 1)
+    return round((torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()) / 2**20, 1)
+
+
+def peaks_of(problem: Problem, contenders: list[str]) -> dict[str, float]:
+    """Of those contenders that find enough memory on this device; the others are named and left out."""
+    peaks = {}
+    for name in contenders:
+        try:
+            peaks[name] = peak_memory(problem, name)
+        except torch.OutOfMemoryError as error:
+            print(f"loss_gpu: {name} left out: {str(error).splitlines()[0]}", file=sys.stderr)
+        torch.cuda.empty_cache()
+    return peaks
 
 
 def measure(device: Device, batch: int, dtype: str, contenders: list[str], rounds: int) -> list[dict]:
     """Alternate the contenders; one row each."""
     problem = Problem(batch, getattr(torch, dtype))
-    peaks = {name: peak_memory(problem, name) for name in contenders}  # warms up and compiles, too
-    times = {name: [] for name in contenders}
+    peaks = peaks_of(problem, contenders)
+    times = {name: [] for name in peaks}
     for _ in range(rounds):
-        for name in contenders:
+        for name in peaks:
             times[name].append(device.time(lambda name=name: problem.step(name)))
-    rows = []
-    for name, values in times.items():
-        p20, median, p80 = (torch.quantile(torch.tensor(values), q).item() for q in (0.2, 0.5, 0.8))
-        rows.append(
-            {
-                "contender": name,
-                "batch": batch,
-                "dtype": dtype,
-                "median_ms": round(median * 1e3, 3),
-                "p20_ms": round(p20 * 1e3, 3),
-                "p80_ms": round(p80 * 1e3, 3),
-                "runs": len(values),
-                "gb_s": round(problem.bytes / median / 1e9, 1),
-                "of_copy": round(problem.bytes / median / device.copy_bytes_per_second, 3),
-                "peak_mib": peaks[name],
-                "device": device.name,
-                "copy_gb_s": round(device.copy_bytes_per_second / 1e9, 1),
-            }
-        )
-    return rows
+    return [row_of(problem, device, batch, dtype, name, values, peaks[name]) for name, values in times.items()]
+
+
+def row_of(problem: Problem, device: Device, batch: int, dtype: str, name: str, seconds, peak: float) -> dict:
+    """A line of the CSV."""
+    p20, median, p80 = (torch.quantile(torch.tensor(seconds), q).item() for q in (0.2, 0.5, 0.8))
+    return {
+        "contender": name,
+        "batch": batch,
+        "dtype": dtype,
+        "median_ms": round(median * 1e3, 3),
+        "p20_ms": round(p20 * 1e3, 3),
+        "p80_ms": round(p80 * 1e3, 3),
+        "runs": len(seconds),
+        "gb_s": round(problem.bytes / median / 1e9, 1),
+        "of_copy": round(problem.bytes / median / device.copy_bytes_per_second, 3),
+        "peak_mib": peak,
+        "device": device.name,
+        "copy_gb_s": round(device.copy_bytes_per_second / 1e9, 1),
+    }
+
+
+def plot(rows: list[dict], path: pathlib.Path) -> None:
+    """Milliseconds of a step over the batch size, one panel a dtype."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(dtypes), figsize=(5 * len(dtypes), 4), sharey=True, squeeze=False)
+    for axis, dtype in zip(axes[0], dtypes, strict=True):
+        for name in dict.fromkeys(row["contender"] for row in rows):
+            mine = [row for row in rows if row["dtype"] == dtype and row["contender"] == name]
+            axis.plot([row["batch"] for row in mine], [row["median_ms"] for row in mine], marker="o", label=name)
+        axis.set(title=dtype, xlabel="images in the batch", xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("ms, forward + backward")
+    axes[0][-1].legend()
+    figure.suptitle(f"FGD loss, five levels of 800x1344, 256 channels, cold cache: {rows[0]['device']}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def main() -> None:
@@ -160,17 +194,23 @@ def main() -> None:
         if name in arguments.contenders and not why.available:
             print(f"loss_gpu: without {name!r}: {why.reason}")
     contenders = [name for name in arguments.contenders if name not in missing or missing[name].available]
+    if not contenders:
+        print("loss_gpu: nothing measured, no contender is left")
+        return
     device, rows = Device(), []
     for batch in arguments.batches:
         for dtype in arguments.dtypes:
             for row in measure(device, batch, dtype, contenders, arguments.rounds):
                 rows.append(row | description())
                 print(json.dumps(row), flush=True)
+    if not rows:
+        return
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with open(arguments.output, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
+    plot(rows, arguments.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
