@@ -1,0 +1,113 @@
+"""MMDetection 3 (package ``mmdet``, or its maintained fork ``onedl-mmdetection``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import StudentStep
+from .batches import check_images, check_targets, detection
+
+
+class MMDetectionAdapter:
+    """Detectors of ``mmdet.models``, built by ``MODELS.build(config.model)``.
+
+    Their ``data_preprocessor`` normalises and pads, and may resize; what leaves it is the frame. Images are handed to
+    it as MMDetection's loader does: BGR, in 0..255, not yet padded. Labels count from 0. ``images`` may also be what
+    MMDetection's own data loader yields (a dict with ``inputs`` and ``data_samples``), with ``targets`` None; masks
+    come in no other way.
+    """
+
+    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+        return [name for name, _ in model.named_children() if name not in ("data_preprocessor", "backbone")]
+
+    def default_layers(self, model: nn.Module) -> list[str]:
+        return ["neck" if model.with_neck else "backbone"]
+
+    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+        for role, model in (("student", student), ("teacher", teacher)):
+            if not hasattr(model, "extract_feat") or not hasattr(model, "data_preprocessor"):
+                raise TypeError(f"{role}: expected a detector of mmdet.models, got {type(model).__name__}")
+        ours, theirs = _normalisation(student), _normalisation(teacher)
+        if ours != theirs:
+            raise ValueError(
+                "data_preprocessor: the teacher gets the student's normalised batch, so both must normalise alike; "
+                f"got {ours} for the student and {theirs} for the teacher"
+            )
+
+    def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
+        data = dict(images) if isinstance(images, Mapping) else _pack(student, images, targets)
+        data = _preprocessor(student)(data, training=True)
+        batch, samples = data["inputs"], data["data_samples"]
+        # Only now: the preprocessor may have scaled the boxes with the images.
+        boxes = [_plain(sample.gt_instances.bboxes) for sample in samples]
+        return StudentStep(_scalars(student.loss(batch, samples)), batch, boxes)
+
+    def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
+        return model.extract_feat(batch)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
+        """With the thresholds of the model's ``test_cfg``."""
+        data = _preprocessor(model)(_pack(model, images, None), training=False)
+        samples = model.predict(data["inputs"], data["data_samples"])
+        found = [sample.pred_instances for sample in samples]
+        return [detection(f.bboxes, f.scores, f.labels, image) for f, image in zip(found, images, strict=True)]
+
+
+def _normalisation(model: nn.Module) -> dict[str, Any]:
+    """What the preprocessor does to a pixel; without mean and std it leaves the values alone."""
+    own = model.data_preprocessor
+    values = {name: getattr(own, name, None) for name in ("mean", "std")}
+    return {
+        **{name: None if value is None else value.flatten().tolist() for name, value in values.items()},
+        "swaps_channels": bool(getattr(own, "_channel_conversion", False)),
+    }
+
+
+def _preprocessor(model: nn.Module) -> nn.Module:
+    """The model's preprocessor, told where the model is: moved as part of a larger module, it does not notice."""
+    device = next(model.parameters()).device
+    return model.data_preprocessor.to(device)
+
+
+def _pack(model: nn.Module, images: Any, targets: Any) -> dict[str, list[Any]]:
+    """Images and targets as MMDetection's data loader yields them; without targets, as for a test."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+
+    inputs, samples = [], []
+    for image in check_images(images):
+        size = tuple(image.shape[-2:])
+        inputs.append(image.flip(0) * 255)
+        meta = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}
+        samples.append(DetDataSample(metainfo=meta))
+    if targets is not None:
+        boxes, labels = check_targets(targets, inputs, _classes(model))
+        for sample, box, label in zip(samples, boxes, labels, strict=True):
+            sample.gt_instances = InstanceData(bboxes=box, labels=label)
+    return {"inputs": inputs, "data_samples": samples}
+
+
+def _classes(model: nn.Module) -> int:
+    head = model.roi_head if getattr(model, "with_roi_head", False) else model
+    box_head = head.bbox_head
+    # Cascades have a list of heads, all for the same classes.
+    return (box_head[0] if isinstance(box_head, nn.ModuleList) else box_head).num_classes
+
+
+def _plain(boxes: Any) -> Tensor:
+    """(n, 4) xyxy; MMDetection may keep them in a box type of its own."""
+    return boxes if isinstance(boxes, Tensor) else boxes.convert_to("hbox").tensor
+
+
+def _scalars(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """One scalar a loss, as MMEngine's ``parse_losses`` makes them; what is no loss (accuracies) is left out."""
+    return {
+        name: value.mean() if isinstance(value, Tensor) else torch.stack([part.mean() for part in value]).sum()
+        for name, value in losses.items()
+        if "loss" in name
+    }

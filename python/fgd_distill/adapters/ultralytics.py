@@ -1,0 +1,135 @@
+"""Ultralytics' YOLO. Its package is licensed under the AGPL; nothing here imports it before such a model comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import StudentStep
+from .batches import check_targets, detection, stack_images, to_pixels, to_relative
+
+GREY = 114 / 255  # what Ultralytics pads with
+
+
+class UltralyticsAdapter:
+    """YOLO detectors of the package ``ultralytics`` (v3 to v12, 26): ``YOLO(...).model`` or ``DetectionModel(...)``.
+
+    They take a ready tensor in 0..1. Images of several sizes are padded at the right and at the bottom to a common
+    multiple of the largest stride, with Ultralytics' grey. Labels count from 0. ``images`` may also be the dict that
+    Ultralytics' own trainer gives a model (``img``, ``batch_idx``, ``cls``, ``bboxes``), with ``targets`` None.
+
+    Losses are those of an image; Ultralytics' trainer minimises them times the batch size.
+    """
+
+    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+        return [f"model.{index}" for index in range(len(model.yaml["backbone"]), len(model.model))]
+
+    def default_layers(self, model: nn.Module) -> list[str]:
+        """The layers that feed the head, such as ``model.15``, ``model.18`` and ``model.21`` of YOLOv8."""
+        head = model.model[-1]
+        return [f"model.{index if index >= 0 else head.i + index}" for index in head.f]
+
+    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+        for role, model in (("student", student), ("teacher", teacher)):
+            _check_detector(role, model)
+        ours, theirs = _largest_stride(student), _largest_stride(teacher)
+        if ours % theirs:
+            raise ValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise ValueError(
+                "student: expected parameters to train, but none requires a gradient, as in a model that YOLO(...) "
+                "loads from a file; call student.requires_grad_(True)"
+            )
+
+    def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
+        _set_up_loss(student)
+        if isinstance(images, Mapping):
+            batch = dict(images)
+            boxes = _boxes_of(batch)
+        else:
+            batch, boxes = _batch(student, images, targets)
+        total, items = student.loss(batch)
+        if not isinstance(items, Mapping) or total.shape != (len(items),):
+            raise TypeError(
+                f"student: expected its loss by name, as Ultralytics 8.4.190 returns it, got {type(items).__name__}"
+            )
+        losses = dict(zip(items, total / len(batch["img"]), strict=True))
+        return StudentStep(losses, batch["img"], boxes)
+
+    def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
+        return model(batch)
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
+        """With the settings of Ultralytics' validation: scores above 0.001, IoU 0.7, several labels a box."""
+        from ultralytics.utils.nms import non_max_suppression
+
+        batch = stack_images(images, _largest_stride(model), GREY)
+        found = non_max_suppression(
+            model(batch),
+            conf_thres=0.001,
+            iou_thres=0.7,
+            multi_label=True,
+            nc=model.model[-1].nc,
+            max_time_img=float("inf"),  # otherwise a slow machine loses boxes
+        )
+        return [detection(f[:, :4], f[:, 4], f[:, 5], image) for f, image in zip(found, images, strict=True)]
+
+
+def _check_detector(role: str, model: nn.Module) -> None:
+    from ultralytics.engine.model import Model
+    from ultralytics.nn.modules import Detect, v10Detect
+    from ultralytics.nn.tasks import DetectionModel
+
+    if isinstance(model, Model):
+        raise TypeError(f"{role}: expected the network, got {type(model).__name__} around it; pass its attribute model")
+    if not isinstance(model, DetectionModel) or type(model.model[-1]) not in (Detect, v10Detect):
+        head = type(model.model[-1]).__name__ if hasattr(model, "model") else "none"
+        raise TypeError(f"{role}: expected a YOLO detector, got {type(model).__name__} with the head {head}")
+
+
+def _largest_stride(model: nn.Module) -> int:
+    return int(model.stride.max())
+
+
+def _set_up_loss(student: nn.Module) -> None:
+    """Gives the model what its loss needs, as Ultralytics' trainer does."""
+    from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
+
+    args = getattr(student, "args", None)
+    if args is None or isinstance(args, Mapping):  # from YAML there are none, from YOLO(...) there is a dict
+        student.args = IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, **(args or {})})
+    # The model keeps its criterion, and that the device on which it was made.
+    criterion = getattr(student, "criterion", None)
+    made_for = getattr(getattr(criterion, "one2many", criterion), "device", None)
+    if made_for is not None and made_for != next(student.parameters()).device:
+        student.criterion = None
+
+
+def _batch(student: nn.Module, images: Any, targets: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Ultralytics' batch, and the boxes as they came."""
+    stacked = stack_images(images, _largest_stride(student), GREY)
+    boxes, labels = check_targets(targets, stacked, student.model[-1].nc)
+    counts = torch.tensor([len(label) for label in labels], device=stacked.device)
+    batch = {
+        "img": stacked,
+        "batch_idx": torch.arange(len(labels), device=stacked.device).repeat_interleave(counts).float(),
+        "cls": torch.cat(labels).float()[:, None],
+        "bboxes": to_relative(torch.cat(boxes), stacked),
+    }
+    return batch, boxes
+
+
+def _boxes_of(batch: dict[str, Tensor]) -> list[Tensor]:
+    """The boxes in a batch of Ultralytics' trainer, xyxy in pixels."""
+    image = batch["img"]
+    if not image.is_floating_point():
+        raise TypeError(
+            f"images['img']: expected floats in 0..1, as the trainer's preprocess_batch makes, got {image.dtype}"
+        )
+    pixels = to_pixels(batch["bboxes"].to(image.device, torch.float32), image)
+    index = batch["batch_idx"].to(image.device).view(-1)
+    return [pixels[index == number] for number in range(len(image))]

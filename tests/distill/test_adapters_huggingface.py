@@ -1,0 +1,139 @@
+"""Hugging Face's RT-DETR, RT-DETRv2 and D-FINE from a config, offline: training steps, frame and predictions."""
+
+import os
+
+import pytest
+import torch
+from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, two_images
+
+from fgd_distill.adapters import adapter_for
+from fgd_distill.adapters.huggingface import HuggingFaceAdapter
+from fgd_distill.inheriting import inherit
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+transformers = pytest.importorskip("transformers", reason="pip install --no-deps -r requirements-adapters.txt")
+
+MODELS = {
+    "RTDetr": "RTDetrForObjectDetection",
+    "RTDetrV2": "RTDetrV2ForObjectDetection",
+    "DFine": "DFineForObjectDetection",
+}
+LOSSES = {"loss_vfl", "loss_bbox", "loss_giou"}
+
+
+def build(family: str = "RTDetr", width: int = 16, depth: int = 1):
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=width // 2,
+        hidden_sizes=[width // 2, width, width * 3 // 2, width * 2],
+        depths=[depth] * 4,
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = getattr(transformers, f"{family}Config")(
+        backbone_config=backbone,
+        encoder_in_channels=backbone.hidden_sizes[1:],
+        encoder_hidden_dim=width,
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        d_model=width,
+        decoder_in_channels=[width] * 3,
+        decoder_ffn_dim=32,
+        decoder_attention_heads=2,
+        decoder_layers=2,
+        num_queries=20,
+        num_denoising=10,
+        num_labels=4,
+    )
+    return getattr(transformers, MODELS[family])(config)
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return build(), build(width=32, depth=2)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_training_steps_lower_the_loss_and_boxes_share_the_maps_frame(family):
+    torch.manual_seed(0)
+    distiller = make_distiller(build(family), build(family, width=32, depth=2)).train()
+    assert isinstance(distiller.adapter, HuggingFaceAdapter)
+    assert distiller.student_layers == [f"model.encoder.{n}" for n in ("fpn_blocks.1", "pan_blocks.0", "pan_blocks.1")]
+    # Padded to multiples of 32; at stride 8 the box covers rows 12/8 to ceil(30/8), columns 8/8 to ceil(50/8).
+    box = [8.0, 12.0, 50.0, 30.0]
+    assert_one_box_covers(distiller, two_images(), (64, 64), box, (8, 8), (1, 4), (1, 7))
+    own = LOSSES | ({"loss_fgl", "loss_ddf"} if family == "DFine" else set())
+    assert_steps_lower_the_loss(distiller, two_images(), own)
+
+
+def test_losses_are_the_models_own(pair):
+    """Their sum is what transformers minimises, with boxes and without."""
+    student, _ = pair
+    student.train()
+    images, targets = two_images()
+    batch = torch.zeros(2, 3, 64, 64)
+    for number, image in enumerate(images):
+        batch[number, :, : image.shape[1], : image.shape[2]] = image
+    relative = torch.tensor([[29 / 64, 21 / 64, 42 / 64, 18 / 64]])
+    for first in (slice(0, 1), slice(0, 0)):
+        labels = [
+            {"class_labels": torch.tensor([2])[first], "boxes": relative[first]},
+            {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+        ]
+        targets[0] = {name: value[first] for name, value in targets[0].items()}
+        torch.manual_seed(3)  # of the denoising queries
+        theirs = student(pixel_values=batch, labels=labels)
+        torch.manual_seed(3)
+        ours = HuggingFaceAdapter().student_step(student, images, targets)
+        assert torch.equal(ours.batch, batch) and ours.losses.keys() == LOSSES
+        torch.testing.assert_close(sum(ours.losses.values()), theirs.loss)
+        torch.manual_seed(3)
+        own_batch = HuggingFaceAdapter().student_step(student, {"pixel_values": batch, "labels": labels}, None)
+        torch.testing.assert_close(own_batch.losses, ours.losses)
+        torch.testing.assert_close(own_batch.boxes, ours.boxes)
+
+
+def test_the_teachers_decoder_does_not_run(pair):
+    student, teacher = pair
+    teacher.model.decoder.register_forward_hook(lambda *args: pytest.fail("the decoder ran"))
+    make_distiller(student, teacher)(*two_images())
+
+
+def test_predictions_are_those_of_the_image_processor(pair):
+    student = pair[0].eval()
+    image = two_images()[0][0][:, :, :48].repeat(1, 2, 2)[:, :64, :96]
+    with torch.no_grad():
+        output = student(pixel_values=image[None])
+    processor = transformers.RTDetrImageProcessor()
+    (theirs,) = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(64, 96)])
+    (ours,) = HuggingFaceAdapter().predict(student, [image])
+    torch.testing.assert_close(ours["scores"], theirs["scores"])
+    assert torch.equal(ours["labels"], theirs["labels"])
+    torch.testing.assert_close(ours["boxes"][:, 0::2], theirs["boxes"][:, 0::2].clamp(0, 96))
+    torch.testing.assert_close(ours["boxes"][:, 1::2], theirs["boxes"][:, 1::2].clamp(0, 64))
+
+
+def test_neck_and_head_are_inherited():
+    torch.manual_seed(1)
+    student, teacher = build(), build(depth=2)
+    report = inherit(student, teacher)
+    assert not report.mismatched and not report.skipped
+    name = "model.decoder.class_embed.1.weight"
+    assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
+    assert not any(name.startswith("model.backbone") for name in report.loaded)
+
+
+def test_wrong_input_is_told(pair):
+    student, teacher = pair
+    adapter = adapter_for(student)
+    images, targets = two_images()
+    with pytest.raises(ValueError, match=r"targets\[0\].*labels from 0 to 3, got 4 to 4"):
+        adapter.student_step(student, images, [targets[0] | {"labels": torch.tensor([4])}, targets[1]])
+    with pytest.raises(ValueError, match="targets: expected one dict for each of 2 images, got list of 1"):
+        adapter.student_step(student, images, targets[:1])
+    with pytest.raises(TypeError, match=r"images\[1\].*expected a float tensor.*uint8"):
+        adapter.student_step(student, [images[0], images[1].byte()], targets)
+    with pytest.raises(ValueError, match=r"images\[0\]: expected \(3, H, W\), got \(1, 48, 64\)"):
+        adapter.student_step(student, [images[0][:1], images[1]], targets)
+    with pytest.raises(TypeError, match="teacher: expected RT-DETR.*RTDetrModel"):
+        adapter.check_pair(student, teacher.model)

@@ -1,0 +1,182 @@
+"""Ultralytics' YOLO from its YAML files, offline: training steps, frame, predictions and its own batches."""
+
+import numpy as np
+import pytest
+import torch
+from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, two_images
+
+from fgd_distill.adapters import adapter_for
+from fgd_distill.adapters.ultralytics import GREY, UltralyticsAdapter
+from fgd_distill.distiller import DetectionDistiller
+from fgd_distill.inheriting import inherit
+
+LOSSES = {"box_loss", "cls_loss", "dfl_loss"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ultralytics(tmp_path_factory):
+    """The package, offline and with its settings in a temporary folder; what it changes elsewhere is put back."""
+    save, options = torch.save, np.get_printoptions()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
+        environment.setenv("YOLO_OFFLINE", "true")
+        environment.setenv("YOLO_AUTOINSTALL", "false")
+        environment.setenv("YOLO_VERBOSE", "false")
+        package = pytest.importorskip("ultralytics", reason="pip install --no-deps -r requirements-adapters.txt")
+        from ultralytics.nn.tasks import DetectionModel  # noqa: F401
+
+        yield package
+    torch.save = save
+    torch.set_printoptions(profile="default")
+    np.set_printoptions(**options)
+
+
+def build(name: str = "yolov8n.yaml", width: float = 0.5):
+    """A detector of four classes from Ultralytics' file, with ``width`` times its channels."""
+    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+
+    config = yaml_model_load(name)
+    config["scales"]["n"][1] *= width
+    return DetectionModel(config, nc=4, verbose=False)
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return build(), build(width=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "dfl"),
+    [
+        ("yolov8n.yaml", (15, 18, 21), "dfl_loss"),
+        ("yolo11n.yaml", (16, 19, 22), "dfl_loss"),
+        ("yolov10n.yaml", (16, 19, 22), "dfl_loss"),
+        ("yolo26n.yaml", (16, 19, 22), "l1_loss"),
+    ],
+)
+def test_training_steps_lower_the_loss_and_boxes_share_the_maps_frame(name, layers, dfl):
+    torch.manual_seed(0)
+    distiller = make_distiller(build(name), build(name, width=1.0))
+    assert isinstance(distiller.adapter, UltralyticsAdapter)
+    assert distiller.student_layers == [f"model.{layer}" for layer in layers]
+    # Padded to multiples of 32; at stride 8 the box covers rows 12/8 to ceil(30/8), columns 8/8 to ceil(50/8).
+    box = [8.0, 12.0, 50.0, 30.0]
+    assert_one_box_covers(distiller, two_images(), (64, 64), box, (8, 8), (1, 4), (1, 7))
+    # YOLO weights its losses with how well its predictions fit, so at random weights they begin near 0 and grow first.
+    assert_steps_lower_the_loss(distiller, two_images(), {"box_loss", "cls_loss", dfl}, steps=24, since=6)
+
+
+def own_batch(images, targets):
+    """As Ultralytics' trainer gives it to a model."""
+    batch = torch.full((2, 3, 64, 64), GREY)
+    for number, image in enumerate(images):
+        batch[number, :, : image.shape[1], : image.shape[2]] = image
+    return {
+        "img": batch,
+        "batch_idx": torch.tensor([0.0]),
+        "cls": torch.tensor([[2.0]]),
+        "bboxes": torch.tensor([[29 / 64, 21 / 64, 42 / 64, 18 / 64]]),
+        "im_file": ["a.png", "b.png"],
+    }
+
+
+def test_losses_are_the_models_own_of_an_image(pair):
+    student, adapter = pair[0].train(), UltralyticsAdapter()
+    images, targets = two_images()
+    ours = adapter.student_step(student, images, targets)
+    theirs, items = student.loss(own_batch(images, targets))
+    torch.testing.assert_close(torch.stack(list(ours.losses.values())), theirs / 2)
+    torch.testing.assert_close({k: v.detach() for k, v in ours.losses.items()}, dict(items))
+    step = adapter.student_step(student, own_batch(images, targets), None)
+    torch.testing.assert_close(step.losses, ours.losses)
+    torch.testing.assert_close(step.boxes, ours.boxes)
+    assert torch.equal(step.batch, ours.batch)
+    empty = adapter.student_step(student, images, [targets[1]] * 2)
+    assert empty.losses.keys() == LOSSES and empty.losses["box_loss"] == 0 < empty.losses["cls_loss"]
+
+
+def test_a_model_out_of_the_package_s_interface(ultralytics, pair):
+    """``YOLO(...)`` is no network, and its network comes with a dict in place of hyperparameters."""
+    images, targets = two_images()
+    wrapped = ultralytics.YOLO("yolov8n.yaml", task="detect")
+    with pytest.raises(TypeError, match="student: expected the network, got YOLO around it; pass its attribute model"):
+        UltralyticsAdapter().check_pair(wrapped, pair[1])
+    student = wrapped.model.train()
+    assert isinstance(student.args, dict)
+    student.args["box"] = 0.0
+    losses = UltralyticsAdapter().student_step(student, images, targets).losses
+    assert losses["box_loss"] == 0 < losses["cls_loss"]
+
+
+def test_the_loss_follows_the_model_to_another_device(pair):
+    student = pair[0].train()
+    images, targets = two_images()
+    adapter = UltralyticsAdapter()
+    adapter.student_step(student, images, targets)
+    criterion = student.criterion
+    adapter.student_step(student, images, targets)
+    assert student.criterion is criterion
+    criterion.device = torch.device("meta")  # as if it had been made elsewhere
+    adapter.student_step(student, images, targets)
+    assert student.criterion is not criterion
+
+
+def test_predictions_are_those_of_its_own_predictor(ultralytics, tmp_path):
+    """An image of 64x64 needs no letterbox. The best detection is the same; further ones need not be, because the
+    predictor gives a box one label, and validation, as here, several."""
+    torch.manual_seed(0)
+    student = build()
+    pixels = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    student.train()(torch.rand(16, 3, 64, 64))  # else the signal dies on its way through random layers
+    student.eval()
+    head = student.model[-1]
+    for sides, classes in zip(head.cv2, head.cv3, strict=True):
+        sides[-1].weight.data.mul_(0.1)
+        sides[-1].bias.data.copy_(torch.randn(64) - torch.arange(16).repeat(4))  # small boxes of several shapes
+        torch.nn.init.normal_(classes[-1].weight, std=0.1)
+    (ours,) = UltralyticsAdapter().predict(student, [pixels / 255])
+    (swapped,) = UltralyticsAdapter().predict(student, [pixels.flip(0) / 255])
+    assert len(ours["boxes"]) > 10 and not torch.equal(ours["scores"][0], swapped["scores"][0])
+
+    wrapped = ultralytics.YOLO("yolov8n.yaml", task="detect")
+    wrapped.model = student
+    bgr = pixels.flip(0).permute(1, 2, 0).contiguous().numpy()
+    (theirs,) = wrapped.predict(bgr, imgsz=64, conf=0.001, device="cpu", save=False, project=str(tmp_path))
+    best = {"boxes": theirs.boxes.xyxy[:1], "scores": theirs.boxes.conf[:1], "labels": theirs.boxes.cls[:1].long()}
+    torch.testing.assert_close({name: value[:1] for name, value in ours.items()}, best, rtol=1e-4, atol=1e-4)
+
+
+def test_neck_and_head_are_inherited():
+    torch.manual_seed(0)
+    student, teacher = build(), build()
+    report = inherit(student, teacher)
+    assert not report.mismatched and not report.skipped
+    assert not any(name.startswith(f"model.{index}.") for name in report.loaded for index in range(10))
+    for name in ("model.22.cv3.0.2.weight", "model.12.cv1.conv.weight"):
+        assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
+
+
+def test_wrong_input_is_told(pair):
+    student, teacher = pair
+    adapter = adapter_for(student)
+    images, targets = two_images()
+    with pytest.raises(ValueError, match=r"targets\[0\].*labels from 0 to 3, got -1 to -1"):
+        adapter.student_step(student, images, [targets[0] | {"labels": torch.tensor([-1])}, targets[1]])
+    with pytest.raises(ValueError, match="images: expected at least one image"):
+        adapter.student_step(student, [], [])
+    with pytest.raises(TypeError, match=r"images\['img'\].*uint8"):
+        adapter.student_step(student, own_batch(images, targets) | {"img": torch.zeros(2, 3, 64, 64).byte()}, None)
+    with pytest.raises(
+        TypeError, match="teacher: expected a YOLO detector, got SegmentationModel with the head Segment"
+    ):
+        from ultralytics.nn.tasks import SegmentationModel
+
+        adapter.check_pair(student, SegmentationModel("yolov8n-seg.yaml", verbose=False))
+    with pytest.raises(ValueError, match="teacher: its largest stride, 64, must divide the student's, 32"):
+        adapter.check_pair(student, build("yolov8n-p6.yaml"))
+    with pytest.raises(ValueError, match="student: expected parameters to train"):
+        DetectionDistiller(student.requires_grad_(False), teacher, torch.nn.Identity())
