@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from .adapters import DetectorAdapter, StudentStep, adapter_for
 from .schedule import Schedule
-from .taps import LayerTap, find_layer
+from .taps import LayerTap, find_layer, layer_names
 
 
 class TeacherCache(Protocol):
@@ -270,11 +270,6 @@ class DetectionDistiller(nn.Module):
                 f"{len(missing)} trainable parameters of the distiller are in no optimizer and would never change, "
                 f"among them {missing[:3]}; make the optimizer from distiller.parameters()"
             )
-
-
-def layer_names(layers: str | Sequence[str]) -> list[str]:
-    """One name or several as a list."""
-    return [layers] if isinstance(layers, str) else list(layers)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:

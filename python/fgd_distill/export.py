@@ -13,23 +13,30 @@ from .files import atomic_write
 from .models import DetectorConfig, build_detector, load_weights
 
 STUDENT_PREFIX = "student."
+COMPILED_PREFIX = "_orig_mod."  # where torch.compile(module) took a module's place
 
 
 def student_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The student's state dict, under the names of the plain detector.
 
     Args:
-        checkpoint: a checkpoint of ``fgd_distill.training.DetectionModule``, or any dict whose ``state_dict`` has
-            entries ``...student.<name>``.
+        checkpoint: a checkpoint of ``fgd_distill.training.DetectionModule``, the ``state_dict()`` of a distiller, also
+            of one in DistributedDataParallel or AveragedModel and with compiled parts, or any dict whose
+            ``state_dict`` has entries ``...student.<name>``.
 
     Raises:
-        ValueError: it holds no student.
+        ValueError: it holds no student, or several.
     """
     state = checkpoint.get("state_dict", checkpoint)
-    marked = {name: value for name, value in state.items() if f".{STUDENT_PREFIX}" in f".{name}"}
-    if not marked:
+    # The first is the distiller's: a detector may have a part called 'student', too.
+    parts = {name: f".{name}".partition(f".{STUDENT_PREFIX}") for name in state}
+    found = {name: (owner[1:], inner) for name, (owner, _, inner) in parts.items() if inner}
+    owners = sorted({owner for owner, _ in found.values()})
+    if not found:
         raise ValueError(f"checkpoint: expected entries of a student, got {sorted(state)[:5]}")
-    return {f".{name}".split(f".{STUDENT_PREFIX}", 1)[1]: value for name, value in marked.items()}
+    if len(owners) > 1:
+        raise ValueError(f"checkpoint: expected one student, got those of {owners}; keep the entries of one of them")
+    return {inner.replace(COMPILED_PREFIX, ""): state[name] for name, (_, inner) in found.items()}
 
 
 def export_student(checkpoint: str, output: str, dtype: Literal["float32", "float16"] = "float32") -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .adapters import adapter_for
+from .taps import find_layer, layer_names
 
 
 @dataclass
@@ -34,23 +35,31 @@ class InheritReport:
 
 
 def inherit(
-    student: nn.Module, teacher: nn.Module, modules: Sequence[str] | None = None, verbose: bool = True
+    student: nn.Module, teacher: nn.Module, modules: str | Sequence[str] | None = None, verbose: bool = True
 ) -> InheritReport:
     """Initialises the student's neck and head with the teacher's.
 
     Args:
         student: changed in place.
         teacher: only read.
-        modules: names of the submodules to inherit; None takes the neck and head that the detectors' adapter names.
+        modules: name or names of the submodules to inherit; None takes the neck and head that the student's adapter
+            names.
         verbose: whether to print the report.
 
     Returns:
         what was loaded, mismatched and skipped.
 
     Raises:
-        ValueError: nothing was loaded: the detectors have no such modules in common.
+        ValueError: a module of ``modules`` is missing in one of the models (the message lists close names), or nothing
+            was loaded.
     """
-    wanted = tuple(adapter_for(student).neck_and_head(student) if modules is None else modules)
+    if modules is None:
+        wanted = list(adapter_for(student).neck_and_head(student))
+    else:
+        wanted = layer_names(modules)
+        for name in wanted:
+            find_layer(student, name)
+            find_layer(teacher, name)
     ours, theirs = (_entries(model, wanted) for model in (student, teacher))
     report = InheritReport(skipped=sorted(ours.keys() ^ theirs.keys()))
     with torch.no_grad():
@@ -61,7 +70,7 @@ def inherit(
             else:
                 report.mismatched.append((name, tuple(ours[name].shape), tuple(theirs[name].shape)))
     if not report.loaded:
-        raise ValueError(f"nothing could be inherited from the modules {list(wanted)}:\n{report}")
+        raise ValueError(f"nothing could be inherited from the modules {wanted}:\n{report}")
     if verbose:
         print(report)
     return report

@@ -25,6 +25,11 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
+def layer_names(layers: str | Sequence[str]) -> list[str]:
+    """One name or several as a list."""
+    return [layers] if isinstance(layers, str) else list(layers)
+
+
 def feature_list(output: Any, name: str) -> list[Tensor]:
     """The feature maps in a module's output: a tensor (N, C, H, W), or a dict, list or tuple of them.
 

@@ -41,8 +41,20 @@ def test_another_number_of_classes_is_reported_not_loaded(pair, capsys):
 
 
 def test_nothing_loaded_is_an_error(pair):
-    with pytest.raises(ValueError, match="nothing could be inherited.*roi_heads"):
-        inherit(*pair, modules=["roi_heads"])
+    """Silently unloaded weights are what users of the published code lost most time with."""
+    student, teacher = pair
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ValueError, match=r"nothing could be inherited from the modules \['backbone.body.layer1'\]"):
+        inherit(student, teacher, modules="backbone.body.layer1")
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_modules_that_one_model_lacks(pair):
+    with pytest.raises(ValueError, match="no module 'backbone.fnp'; close names are .*'backbone.fpn'"):
+        inherit(*pair, modules=["head", "backbone.fnp"])
+    pair[1].head = nn.Identity()
+    with pytest.raises(ValueError, match="no module 'head.classification_head'"):
+        inherit(*pair, modules="head.classification_head")
 
 
 def test_entries_of_one_side_are_skipped(pair):
@@ -58,6 +70,22 @@ def test_export_names_are_the_plain_detectors(pair):
         state |= {"distiller.criterion.levels.0.conv_mask_s.weight": torch.zeros(1)}
         exported = student_state_dict({"state_dict": state})
         assert exported.keys() == student.state_dict().keys()
+
+
+def test_export_of_compiled_parts_and_of_a_part_called_student(pair):
+    student, _ = pair
+    names = student.state_dict().keys()
+    student.backbone.fpn = torch.compile(student.backbone.fpn)
+    student.student = nn.Linear(1, 1)
+    holder = nn.ModuleDict({"student": student, "criterion": nn.Linear(1, 1)})
+    exported = student_state_dict(torch.compile(holder).state_dict())
+    assert exported.keys() == names | {"student.weight", "student.bias"}
+
+
+def test_export_of_two_students_is_not_a_mixture():
+    state = {"model.student.weight": torch.zeros(1), "average.student.weight": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"expected one student, got those of \['average', 'model'\]"):
+        student_state_dict({"state_dict": state})
 
 
 def test_export_of_something_else(tmp_path):

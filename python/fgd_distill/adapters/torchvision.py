@@ -50,5 +50,6 @@ class TorchvisionAdapter:
     def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
         return model.get_submodule("backbone")(batch)
 
+    @torch.no_grad()
     def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
         return model(list(images))
