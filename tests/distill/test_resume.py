@@ -1,0 +1,102 @@
+"""A training that was cut off goes on as if it had not been, bit for bit on a CPU."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from fgd_distill import cli
+from fgd_distill.models import build_detector
+
+AUGMENTED = [
+    {"class_path": f"torchvision.transforms.v2.{name}"} for name in ("RandomHorizontalFlip", "RandomPhotometricDistort")
+]
+# 24 images in batches of 5 are 4 steps an epoch: the checkpoint after 3 steps lies within the first.
+STEPS, CUT = 6, 3
+
+
+@pytest.fixture
+def overlay(tmp_path):
+    """Checkpoints after every third step; augmentation, whose random numbers must go on, too."""
+    checkpoint = {"every_n_train_steps": CUT, "save_top_k": -1, "filename": "{step}"}
+    callback = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": checkpoint}
+    path = tmp_path / "overlay.yaml"
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}, "data": {"train_transforms": AUGMENTED}}))
+    return path
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
+
+
+def states(ran):
+    """Weights, and the optimizer's moments under a name each."""
+    weights = {name: value.clone() for name, value in ran.model.state_dict().items()}
+    for index, state in ran.trainer.optimizers[0].state_dict()["state"].items():
+        weights |= {f"{index}.{name}": value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return weights
+
+
+def with_dropout(config):
+    """The student with something random in its steps, as two-stage detectors have it: they sample their proposals."""
+    model = build_detector(config)
+    model.backbone.register_forward_hook(lambda _, __, maps: {name: F.dropout(maps[name], 0.3) for name in maps})
+    return model
+
+
+@pytest.mark.parametrize("kind", ["FGD", "alone"])
+def test_six_steps_are_three_and_three(fit_args, teacher_file, overlay, tmp_path, monkeypatch, kind):
+    """FGD with its ramp; and a student alone that draws random numbers, with accumulated gradients."""
+    if kind == "FGD":
+        fgd = ["--config=digits_fgd.yaml", "--config=digits_inherit.yaml", "--model.schedule.ramp=5"]
+        more = [*fgd, f"--model.teacher.weights={teacher_file}"]
+    else:
+        monkeypatch.setattr("fgd_distill.training.build_detector", with_dropout)
+        more = ["--trainer.accumulate_grad_batches=2"]
+    more = [f"--config={overlay}", *more, "--trainer.limit_val_batches=0"]
+    whole = cli.run(fit_args(tmp_path / "whole", *more, steps=STEPS, batch_size=5))
+    checkpoint = next((tmp_path / "whole").rglob(f"step={CUT}.ckpt"))
+    before = torch.load(checkpoint, weights_only=True)["state_dict"]
+    resumed = cli.run([*fit_args(tmp_path / "resumed", *more, steps=STEPS, batch_size=5), f"--ckpt_path={checkpoint}"])
+    assert whole.trainer.global_step == resumed.trainer.global_step == STEPS
+    assert_equal(states(whole), states(resumed))
+    assert any(not torch.equal(value, before[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_in_short(fit_args, teacher_file, tmp_path):
+    cli.run(fit_args(tmp_path, steps=1))
+    checkpoint = next(tmp_path.rglob("*.ckpt"))
+    resume = [f"--ckpt_path={checkpoint}", "--model.lr_scheduler.init_args.total_steps=2", "--trainer.max_steps=2"]
+    fgd = ["--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}"]
+    for more, message in (
+        (["--model.student.name=digits_teacher"], "in the checkpoint, .* here|only in the checkpoint"),
+        (fgd, "distiller.criterion.*: not in the checkpoint"),
+        (["--data.batch_size=3"], r"joint_batch_size 4 \(now 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            cli.run([*fit_args(tmp_path / "other", *more, steps=2), *resume, *more])
+        assert len(str(caught.value)) < 700
+
+
+def test_a_distilled_checkpoint_is_validated_without_its_teacher(fit_args, teacher_file, digits, tmp_path):
+    fgd = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
+    trained = cli.run(fit_args(tmp_path, *fgd, steps=2)).trainer.callback_metrics
+    checkpoint = next(tmp_path.rglob("*.ckpt"))
+    ran = cli.run(
+        [
+            "validate",
+            "--config=digits_student.yaml",
+            f"--data.root={digits}",
+            "--data.num_workers=0",
+            f"--ckpt_path={checkpoint}",
+            "--trainer.logger=false",
+            "--verbose=false",
+        ]
+    )
+    for name in ("val/AP", "val/AR"):
+        assert ran.trainer.callback_metrics[name] == trained[name] and math.isfinite(trained[name])
+    with pytest.raises(ValueError, match="the checkpoint does not fit"):
+        cli.run(["validate", "--config=digits_teacher.yaml", f"--data.root={digits}", f"--ckpt_path={checkpoint}"])
