@@ -8,11 +8,14 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fgd_distill import cli, pictures
 from fgd_distill.models import digits_student, digits_teacher
 from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import read_metrics, smooth
+from fgd_distill.pictures.images import coco_image
 from fgd_distill.pictures.style import labelled
 
 DEMO_TABLE = Path(__file__).parents[2] / "bench" / "results" / "digits_students.csv"
@@ -103,6 +106,31 @@ def test_the_frame_is_the_padded_batch(pair):
         assert [tuple(m.shape) for m in maps] == [(12, 16), (6, 8), (3, 4)]
         assert all(float(m.mean()) == pytest.approx(1, abs=1e-5) for m in maps)
     assert student.training and all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_mask_rcnn_whose_step_asks_for_masks(pair):
+    models = [
+        MaskRCNN(
+            model.backbone,
+            num_classes=3,
+            rpn_anchor_generator=AnchorGenerator(((16,), (32,), (64,)), ((1.0,),) * 3),
+            min_size=64,
+            max_size=96,
+        )
+        for model in pair
+    ]
+    for boxes in (torch.tensor([[10.0, 10.0, 50.0, 40.0], [0.0, 5.0, 20.0, 60.0]]), None):
+        view = pictures.view_attention(models[1], {"student": models[0]}, torch.rand(3, 64, 96), boxes)
+        assert view.picture.shape == (3, 64, 96) and len(view.spatial["student"]) == 3
+        assert len(view.boxes) == (0 if boxes is None else 2)
+
+
+def test_an_unreadable_image_is_not_replaced_by_another(write_coco):
+    images, annotations = write_coco([("a.png", []), ("b.png", [])])
+    (images / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="index: expected a readable image, got 0"):
+        coco_image(images, annotations, 0)
+    assert coco_image(images, annotations, 1)[0].shape == (3, 30, 40)
 
 
 def test_a_bright_spot_is_found_where_it_was_put():

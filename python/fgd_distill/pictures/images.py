@@ -36,10 +36,12 @@ def coco_image(images: str | Path, annotations: str | Path, index: int) -> Annot
 
     Raises:
         FileNotFoundError: the folder, the json or images are missing.
-        ValueError: the json is not a COCO detection file, or has fewer images.
+        ValueError: the json is not a COCO detection file, has fewer images, or this one cannot be read.
     """
     dataset = CocoFolder(images, annotations)
     if not 0 <= index < len(dataset):
         raise ValueError(f"index: expected 0 to {len(dataset) - 1}, as {annotations} has images, got {index}")
     pixels, target = dataset[index]
+    if index in dataset.unreadable:  # then this is the next one, which is good for training only
+        raise ValueError(f"index: expected a readable image, got {index}: {dataset.unreadable[index]}")
     return pixels, target["boxes"], target["labels"]

@@ -61,7 +61,7 @@ def view_attention(
         students: detectors by the names to show; their modes and batch statistics are left as they were.
         image: (3, h, w), float, 0..1.
         boxes: (n, 4) xyxy in pixels of ``image``; None for none.
-        labels: (n,) category ids; None for 1 each. They change nothing in the picture.
+        labels: (n,) as the first student counts them; None for 0 each. They change nothing in the picture.
         teacher_layers, student_layers: modules whose feature maps are shown; None takes the neck's, as the adapter
             names them.
         temperature: T of (7) and (8); the one that the loss uses.
@@ -103,7 +103,7 @@ def _frame(
     """The padded batch (1, 3, h, w) of a training step on this image, and the boxes in it."""
     device = next(student.parameters()).device
     boxes = torch.zeros(0, 4) if boxes is None else torch.as_tensor(boxes).float()
-    labels = torch.ones(len(boxes), dtype=torch.int64) if labels is None else labels
+    labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
     target = {"boxes": boxes, "labels": labels, "masks": _filled(boxes, image)}
     # A copy, because a step in training mode moves batch statistics; a seed, because it may choose a size by chance.
     probe = copy.deepcopy(student).train()
