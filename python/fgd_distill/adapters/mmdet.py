@@ -88,7 +88,8 @@ def _pack(model: nn.Module, images: Any, targets: Any) -> dict[str, list[Any]]:
     if targets is not None:
         boxes, labels = check_targets(targets, inputs, _classes(model))
         for sample, box, label in zip(samples, boxes, labels, strict=True):
-            sample.gt_instances = InstanceData(bboxes=box, labels=label)
+            # A copy: the preprocessor scales boxes in place.
+            sample.gt_instances = InstanceData(bboxes=box.clone(), labels=label)
     return {"inputs": inputs, "data_samples": samples}
 
 
