@@ -16,10 +16,11 @@ LARGE = [
     Case("several chunks and tiles", ((256, 61, 67),), (5, 0), loss=BALANCED),
     Case("several chunks, bfloat16", ((96, 90, 71),), (5,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
     Case("several chunks, channels_last", ((64, 90, 71),), (5,), channels_last=True, loss=BALANCED),
-    # Sums over 2048 channels run in float32, in order of channels: up to 1.8 times the budget was seen.
-    Case("most channels", ((2048, 9, 11),), (2,), loss=BALANCED, slack=2.5),
-    Case("an odd number of many channels", ((2047, 3, 5),), (2,), loss=BALANCED, slack=2.5),
-    Case("most channels, channels_last", ((2048, 9, 11),), (2,), channels_last=True, loss=BALANCED, slack=2.5),
+    # Sums over channels run in blocks: as one chain of float32 roundings the first three miss the budget.
+    Case("1536 channels", ((1536, 9, 11),), (2,), loss=BALANCED),
+    Case("most channels", ((2048, 10, 10),), (2,), loss=BALANCED),
+    Case("most channels, channels_last", ((2048, 7, 9),), (2,), channels_last=True, loss=BALANCED),
+    Case("an odd number of many channels", ((2047, 3, 5),), (2,), loss=BALANCED),
 ]
 
 

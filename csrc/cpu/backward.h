@@ -61,7 +61,7 @@ inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, Ba
 
 // u of the student and the teacher, K channels from c on.
 template <int K, class A, class S, class T>
-inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, BackwardScratch<A>& work) {
+inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, A* const* u) {
   const S* s[K];
   const T* t[K];
   A grad_s[K], grad_t[K];
@@ -82,8 +82,8 @@ inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, 
       us += grad_s[i] * lanes.load(s[i] + j);
       ut += grad_t[i] * lanes.load(t[i] + j);
     }
-    add_to<A>(work.u_s + j, us);
-    add_to<A>(work.u_t + j, ut);
+    add_to<A>(u[0] + j, us);
+    add_to<A>(u[1] + j, ut);
   });
 }
 
@@ -150,15 +150,14 @@ void backward_nchw(const BackwardChunk<A>& k, void* scratch) {
   const int step = tile_pixels(k.channels, sizeof(S) + sizeof(T));
   for (int first = 0; first < k.pixels; first += step) {
     const Tile tile = tile_at(first, step, k.pixels);
-    for (int j = 0; j < tile.pixels; j += kWidth<A>) {
-      store<A>(work.u_s + j, Vec<A>{});
-      store<A>(work.u_t + j, Vec<A>{});
-    }
-    int c = 0;
-    for (; c + 4 <= k.channels; c += 4) add_projections<4, A, S, T>(k, tile, c, work);
-    for (; c < k.channels; ++c) add_projections<1, A, S, T>(k, tile, c, work);
+    A* const total[] = {work.u_s, work.u_t};
+    A* const part[] = {work.feature, work.sign};  // not needed yet
+    sum_channel_blocks<A>(k.channels, tile.pixels, 2, total, part, [&](int c, int end, A* const* u) {
+      for (; c + 4 <= end; c += 4) add_projections<4, A, S, T>(k, tile, c, u);
+      for (; c < end; ++c) add_projections<1, A, S, T>(k, tile, c, u);
+    });
     finish_pixel_factors<A>(k, tile, work);
-    for (c = 0; c < k.channels; ++c) {
+    for (int c = 0; c < k.channels; ++c) {
       const S* g = static_cast<const S*>(k.grad) + c * k.grad_channel + tile.first * k.grad_pixel;
       if (k.stream && reinterpret_cast<uintptr_t>(g) % FGD_VECTOR_BYTES == 0)
         write_rows<1, true, A, S, T>(k, tile, c, work);
@@ -184,8 +183,8 @@ inline void project_four_pixels(const BackwardChunk<A>& k, const int* pixel, A* 
     s[i] = row<S>(k.student, 0, pixel[i]);
     t[i] = row<T>(k.teacher, 0, pixel[i]);
   }
-  Vec<A> sum[8] = {};
-  for_vectors<A>(k.channels, [&](int c, auto lanes) {
+  Vec<A> total[8];
+  sum_channel_vectors<A, 8>(k.channels, total, [&](int c, auto lanes, Vec<A>* sum) {
     const Vec<A> gs = lanes.load(k.context_grad_s + c), gt = lanes.load(k.context_grad_t + c);
     FGD_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -193,7 +192,7 @@ inline void project_four_pixels(const BackwardChunk<A>& k, const int* pixel, A* 
       sum[2 * i + 1] += gt * lanes.load(t[i] + c);
     }
   });
-  sum_lanes_of_8<A>(sum, out);
+  sum_lanes_of_8<A>(total, out);
 }
 
 // A vector of channels' factors.

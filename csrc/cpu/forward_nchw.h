@@ -80,13 +80,15 @@ void forward_nchw(ForwardChunk<A>& k, void* scratch) {
   int tiles = 0;
   for (int first = 0; first < k.pixels; first += step, ++tiles) {
     const Tile tile = tile_at(first, step, k.pixels);
-    work.clear_logits(tile.pixels);
-    int c = 0;
-    for (; c + 4 <= k.channels; c += 4) add_pixel_sums<4, A, S, T>(k, tile, c, work.logits);
-    for (; c < k.channels; ++c) add_pixel_sums<1, A, S, T>(k, tile, c, work.logits);
+    sum_channel_blocks<A>(k.channels, tile.pixels, kSoftmaxes, work.logits, work.weights,
+                          [&](int c, int end, A* const* logits) {
+                            for (; c + 4 <= end; c += 4) add_pixel_sums<4, A, S, T>(k, tile, c, logits);
+                            for (; c < end; ++c) add_pixel_sums<1, A, S, T>(k, tile, c, logits);
+                          });
     const PixelWeights<A> weights = finish_pixels<A>(k, tile, tiles, work, state);
     constexpr int K = kWidth<A> * sizeof(A) == 64 ? 2 : 1;  // AVX-512 has registers for the sums of two channels
-    for (c = 0; c + K <= k.channels; c += K) add_channel_sums<K, A, S, T>(k, tile, c, weights, work.sums);
+    int c = 0;
+    for (; c + K <= k.channels; c += K) add_channel_sums<K, A, S, T>(k, tile, c, weights, work.sums);
     for (; c < k.channels; ++c) add_channel_sums<1, A, S, T>(k, tile, c, weights, work.sums);
   }
   for (int c = 0; c < k.channels; ++c) {

@@ -13,8 +13,8 @@ template <class A, class S, class T>
 inline void sum_two_pixels(const ForwardChunk<A>& k, int first, int second, A* out) {
   const S* s[2] = {row<S>(k.student, 0, first), row<S>(k.student, 0, second)};
   const T* t[2] = {row<T>(k.teacher, 0, first), row<T>(k.teacher, 0, second)};
-  Vec<A> sum[8] = {};
-  for_vectors<A>(k.channels, [&](int c, auto lanes) {
+  Vec<A> total[8];
+  sum_channel_vectors<A, 8>(k.channels, total, [&](int c, auto lanes, Vec<A>* sum) {
     const Vec<A> key_s = lanes.load(k.key_s + c), key_t = lanes.load(k.key_t + c);
     FGD_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -25,7 +25,7 @@ inline void sum_two_pixels(const ForwardChunk<A>& k, int first, int second, A* o
       sum[4 * i + kContextT] += key_t * tv;
     }
   });
-  sum_lanes_of_8<A>(sum, out);
+  sum_lanes_of_8<A>(total, out);
 }
 
 // Step 3 for one vector of channels of one tile. `sums` holds kSums vectors per vector of channels.

@@ -6,6 +6,10 @@
 
 namespace fgd::cpu::FGD_ISA {
 
+// Sums over channels: so many in order, then the blocks' sums. One chain over 2048 channels gathers too many roundings.
+constexpr int kChannelBlock = 128;        // NCHW: a lane adds them all
+constexpr int kChannelBlockVectors = 16;  // channels_last: a lane adds one of each vector
+
 constexpr int kTileBytes = 512 * 1024;  // of features, both: a tile and its successor lie in a 2 MB second-level cache
 
 struct Tile {
@@ -64,6 +68,33 @@ FGD_INLINE void for_vectors(int count, const Body& body) {
   if (whole < count) body(whole, FirstLanes<A>{count - whole});
 }
 
+// Per-pixel sums over channels into `total`, `count` maps: add(first, end, maps) adds a block of channels to maps that
+// begin at zero. `part` holds a block's sums until they are added, and nothing afterwards.
+template <class A, class Add>
+inline void sum_channel_blocks(int channels, int pixels, int count, A* const* total, A* const* part, const Add& add) {
+  for (int c = 0; c < channels; c += kChannelBlock) {
+    A* const* maps = c == 0 ? total : part;
+    for (int i = 0; i < count; ++i)
+      for (int j = 0; j < pixels; j += kWidth<A>) store<A>(maps[i] + j, Vec<A>{});
+    add(c, channels - c < kChannelBlock ? channels : c + kChannelBlock, maps);
+    for (int i = 0; c > 0 && i < count; ++i)
+      for (int j = 0; j < pixels; j += kWidth<A>) add_to<A>(total[i] + j, load<A>(part[i] + j));
+  }
+}
+
+// The same with lanes over channels, into Count vectors: add(first channel, lanes, sums) adds a vector of channels.
+template <class A, int Count, class Add>
+FGD_INLINE void sum_channel_vectors(int channels, Vec<A>* total, const Add& add) {
+  constexpr int block = kChannelBlockVectors * kWidth<A>;
+  for (int first = 0; first < channels; first += block) {
+    Vec<A> part[Count] = {};
+    const int count = channels - first < block ? channels - first : block;
+    for_vectors<A>(count, [&](int c, auto lanes) { add(first + c, lanes, part); });
+    FGD_UNROLL
+    for (int i = 0; i < Count; ++i) total[i] = first == 0 ? part[i] : total[i] + part[i];
+  }
+}
+
 // Running maxima and sums of the four softmaxes, and each tile's maxima.
 template <class A>
 struct SoftmaxState {
@@ -95,10 +126,6 @@ struct ForwardScratch {
     for (A*& map : weights) map = at, at += kMaxTilePixels;
     sums = reinterpret_cast<Vec<A>*>(at);
     for (int64_t i = 0; i < int64_t{channels} * kSums; ++i) sums[i] = Vec<A>{};
-  }
-  void clear_logits(int pixels) {
-    for (A* map : logits)
-      for (int j = 0; j < pixels; j += kWidth<A>) store<A>(map + j, Vec<A>{});
   }
 };
 

@@ -63,6 +63,8 @@ static void add_large(std::vector<Case>& cases, Layout layout) {
   Case c = make("streamed", {{65, 64, 64}}, kFloat32, layout);
   c.images = 4;
   cases.push_back(c);
+  // Sums over channels in several blocks, the last of them not whole.
+  cases.push_back(make("several blocks of channels", {{129, 5, 7}, {300, 3, 11}}, kFloat32, layout));
   // The most channels that are promised, and one less: scratch memory depends on them.
   for (int channels : {2047, 2048}) {
     c = make(std::to_string(channels) + " channels", {{channels, 3, 3}}, kFloat32, layout);
