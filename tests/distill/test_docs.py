@@ -1,0 +1,124 @@
+"""What the documentation tells readers to run: commands, snippets and links."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import fgd_kernels as fgd
+from fgd_distill import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+FENCE = re.compile(r"(<!-- runnable -->\n)?```(\w+)\n(.*?)```", re.S)
+COMMAND = re.compile(r"^ {4,}(fgd-distill (?:.*\\\n)*.*)$", re.M)
+# The page's commands, made short: a few images, a few steps, no loader processes.
+DATA = ["--data.batch_size=2", "--data.num_workers=0"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+FIT = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+SHORT = {
+    "make-digits": ["--train_images=24", "--val_images=21", "--progress=false"],
+    "fit": [*DATA, *QUIET, *FIT, "--trainer.limit_val_batches=1"],
+    "validate": [*DATA, *QUIET, "--trainer.limit_val_batches=1"],
+    "calibrate": [*DATA, "--batches=1"],
+}
+
+
+def steps_of(page):
+    """("yaml" | "python" | "command", text) of a page, in its order; Python that is not marked runnable is left out."""
+    text = page.read_text()
+    found = [
+        (match.start(), match[2], match[3])
+        for match in FENCE.finditer(text)
+        if match[2] == "yaml" or (match[2] == "python" and match[1])
+    ]
+    found += [(match.start(), "command", match[1].replace("\\\n", " ")) for match in COMMAND.finditer(text)]
+    return [(kind, content) for _, kind, content in sorted(found)]
+
+
+def test_the_page_on_distilling_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ran: list[str] = []
+    names: dict = {}
+    for kind, content in steps_of(ROOT / "docs" / "distil-your-own.md"):
+        if kind == "yaml":
+            Path("my_pair.yaml").write_text(content)
+        elif kind == "python":
+            exec(compile(content, "distil-your-own.md", "exec"), names)
+        else:
+            name, *options = shlex.split(content)[1:]
+            ran.append(name)
+            steps = ["--trainer.max_steps=4"] if any("ckpt_path" in option for option in options) else []
+            cli.main([name, *options, *SHORT.get(name, []), *(steps if name == "fit" else [])])
+    expected = {"make-digits", "calibrate", "fit", "validate", "export-student"}
+    assert expected | {"show-attention", "plot-training", "plot-ap"} <= set(ran)
+    pictures = ["runs/attention.png", "runs/training.png", "runs/ap.png", "a.png"]
+    for path in ["runs/my_pair/student.pt", "student.pt", *pictures]:
+        assert (tmp_path / path).stat().st_size > 1000
+    assert "inherited" in capsys.readouterr().out
+
+
+def test_the_page_on_the_published_code(tmp_path, monkeypatch):
+    """Its snippets, on a checkpoint with the published names."""
+    monkeypatch.chdir(tmp_path)
+    levels = [fgd.FeatureLoss(256, 256, f"loss_fgd_fpn_{i}") for i in range(5)]
+    state = {f"distill_losses.{loss.name}.{key}": value for loss in levels for key, value in loss.state_dict().items()}
+    state |= {"student.neck.weight": torch.rand(3), "teacher.neck.weight": torch.rand(3)}
+    torch.save({"state_dict": state, "optimizer": {}}, "epoch_24.pth")
+    names: dict = {}
+    for _, content in steps_of(ROOT / "docs" / "from-the-published-code.md"):
+        exec(compile(content, "from-the-published-code.md", "exec"), names)
+    assert (names["criterion"].gamma, names["criterion"].temperature) == (8e-4, 0.8)
+    assert torch.equal(names["criterion"].levels[3].conv_mask_s.weight, levels[3].conv_mask_s.weight)
+    assert list(names["student"]) == ["neck.weight"]
+
+
+def test_the_example_of_the_readme():
+    """With one convolution for each detector."""
+    content = next(match[3] for match in FENCE.finditer((ROOT / "README.md").read_text()) if match[2] == "python")
+    student, teacher = (torch.nn.Conv2d(3, 256, 3, stride=8, padding=1) for _ in range(2))
+    images = torch.rand(2, 3, 64, 96)
+
+    def pyramid(layer):
+        return lambda batch: [torch.nn.functional.avg_pool2d(layer(batch), 2**n, ceil_mode=True) for n in range(5)]
+
+    names = {
+        "student": student,
+        "student_neck": pyramid(student),
+        "teacher_neck": pyramid(teacher),
+        "images": images,
+        "boxes": [torch.tensor([[8.0, 8.0, 40.0, 50.0]]), torch.zeros(0, 4)],
+        "detector_loss": student(images).square().mean(),
+    }
+    exec(compile(content, "README.md", "exec"), names)
+    assert set(names["losses"]) == set(fgd.LOSS_NAMES)
+    assert all((p.grad is not None) for p in student.parameters()) and student.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}, which does not exist"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            assert anchor in [slug(head) for head in heads], f"{page.name} links to {target}: no such heading"
+
+
+def slug(heading):
+    """A heading's anchor as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_are_python(page):
+    for match in FENCE.finditer(page.read_text()):
+        if match[2] == "python":
+            compile(match[3], page.name, "exec")
