@@ -1,6 +1,7 @@
 """What every adapter's tests ask: one box in the frame of the maps, and training steps that lower the loss."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,13 +24,13 @@ def two_images():
     return images, targets
 
 
-def make_distiller(student: nn.Module, teacher: nn.Module, share: float = 1.0) -> DetectionDistiller:
+def make_distiller(student: nn.Module, teacher: nn.Module, share: float = 1.0, batch=None) -> DetectionDistiller:
     """A distiller in training mode, with the adapter's own layers. The paper's weights fit trained detectors of 256
-    channels; here they are scaled until the terms amount to ``share`` of the detector's own loss."""
+    channels; here they are scaled until the terms amount to ``share`` of the detector's own loss on ``batch``."""
     adapter = adapter_for(student)
     channels = [probe_channels(model, adapter.default_layers(model), adapter) for model in (student, teacher)]
     weights = fgd.PRESETS["two_stage"] | {"temperature": 2.0}
-    losses = DetectionDistiller(student, teacher, fgd.FGDLoss(*channels, **weights)).train()(*two_images())
+    losses = DetectionDistiller(student, teacher, fgd.FGDLoss(*channels, **weights)).train()(*(batch or two_images()))
     own, terms = (
         sum(losses[name] for name in names) for names in (losses.keys() - set(fgd.LOSS_NAMES), fgd.LOSS_NAMES)
     )
@@ -85,3 +86,9 @@ def assert_steps_lower_the_loss(
     for terms, start in ((own_losses, since), (fgd.LOSS_NAMES, 0)):
         first, last = (sum(step[name] for name in terms) for step in (history[start], history[-1]))
         assert last < 0.9 * first, (terms, history)
+
+
+def snippet(name: str) -> str:
+    """The Python in docs/detectors.md that is marked as runnable under this name."""
+    page = (Path(__file__).parents[2] / "docs" / "detectors.md").read_text()
+    return page.split(f"<!-- runnable: {name} -->\n```python\n")[1].split("```")[0]
