@@ -1,0 +1,148 @@
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from fgd_distill import cli
+from fgd_distill.cache import CacheConfig, TeacherCache, teacher_fingerprint
+from fgd_distill.distiller import DetectionDistiller
+
+FINGERPRINT = {"teacher": "abc", "layers": ["fpn"]}
+
+
+class Teacher:
+    """Stands for a teacher: two levels that depend on the image, and a count of the images that it saw."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, batch):
+        self.seen += len(batch)
+        return [batch[:, :2] * 3, batch[:, :1, ::2, ::2] + 1]
+
+
+def batch_of(*ids, size=16):
+    images = [torch.rand(3, size, size, generator=torch.Generator().manual_seed(number)) for number in ids]
+    return torch.stack(images), [{"image_id": number} for number in ids]
+
+
+def cache_in(folder, fingerprint=FINGERPRINT, images=4, **options):
+    return TeacherCache(CacheConfig(str(folder), **options), fingerprint, images)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_teacher_sees_an_image_once(tmp_path, dtype):
+    teacher = Teacher()
+    cache = cache_in(tmp_path, dtype=dtype)
+    first = cache.features(*batch_of(1, 2), teacher)
+    mixed = cache.features(*batch_of(2, 3), teacher)
+    assert teacher.seen == 3
+    again = cache_in(tmp_path, dtype=dtype).features(*batch_of(3, 1), teacher)  # another run
+    assert teacher.seen == 3
+    for level in range(2):
+        assert first[level].dtype == getattr(torch, dtype) and first[level].shape[0] == 2
+        assert torch.equal(first[level][1], mixed[level][0])
+        assert torch.equal(again[level], torch.stack([mixed[level][1], first[level][0]]))
+    exact = Teacher()(batch_of(1, 2)[0])
+    for ours, theirs in zip(first, exact, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=1e-2, atol=1e-2)
+        assert (dtype == "float32") == torch.equal(ours.float(), theirs)
+
+
+def test_the_size_is_told_before_anything_is_written(tmp_path, capsys):
+    # An image has 2 * 16 * 16 + 8 * 8 = 576 numbers of 2 bytes.
+    folder = tmp_path / "cache"
+    cache_in(folder, images=1_000_000, max_gb=2).features(*batch_of(1), Teacher())
+    assert "1000000 images in" in (told := capsys.readouterr().out) and "need 1.15 GB as float16" in told
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match=r"need 1\.15 GB as float16; max_gb is 1, free are"):
+        cache_in(folder, images=1_000_000, max_gb=1).features(*batch_of(1), Teacher())
+    with pytest.raises(OSError, match="free are"):
+        cache_in(folder, images=10**13, max_gb=math.inf).features(*batch_of(1), Teacher())
+    assert list(folder.iterdir()) == []
+
+
+def test_files_hold_one_image_each_and_no_more(tmp_path):
+    cache_in(tmp_path, dtype="float32").features(*batch_of(*range(1, 9), size=64), Teacher())
+    sizes = [path.stat().st_size for path in (tmp_path / "maps").iterdir()]
+    assert len(sizes) == 8 and max(sizes) < 4 * (2 * 64 * 64 + 32 * 32) + 5000
+
+
+def test_another_teacher_other_layers_or_another_type_are_refused(tmp_path):
+    cache_in(tmp_path).features(*batch_of(1), Teacher())
+    for fingerprint, options, message in (
+        ({**FINGERPRINT, "teacher": "xyz"}, {}, "teacher: abc there, xyz here"),
+        ({**FINGERPRINT, "layers": ["body"]}, {}, "layers"),
+        (FINGERPRINT, {"dtype": "float32"}, "dtype: float16 there, float32 here"),
+    ):
+        with pytest.raises(ValueError, match=f"another set-up.*{message}"):
+            cache_in(tmp_path, fingerprint, **options)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="found other files"):
+        cache_in(tmp_path / "foreign")
+
+
+def test_the_fingerprint_is_of_all_weights(pair):
+    _, teacher = pair
+    before = teacher_fingerprint(teacher, ["backbone.fpn"])
+    assert before == teacher_fingerprint(teacher, ["backbone.fpn"])
+    with torch.no_grad():
+        teacher.backbone.fpn.layer_blocks[2][0].bias[-1] += 1e-3
+    assert teacher_fingerprint(teacher, ["backbone.fpn"])["teacher"] != before["teacher"]
+
+
+def test_other_pixels_or_sizes_of_the_same_image_are_refused(tmp_path):
+    cache = cache_in(tmp_path)
+    images, targets = batch_of(1, 2)
+    cache.features(images, targets, Teacher())
+    with pytest.raises(ValueError, match="image 2 looks different.*random train_transforms"):
+        cache.features(torch.stack([images[0], images[1].flip(-1)]), targets, Teacher())
+    with pytest.raises(ValueError, match="expected batches of 16x16 pixels.*got 16x24.*fixed_size"):
+        cache.features(torch.rand(2, 3, 16, 24), targets, Teacher())
+
+
+def test_values_that_the_type_cannot_hold(tmp_path):
+    def loud(batch):
+        return [batch * 1e6]
+
+    with pytest.raises(ValueError, match="image 1 is not finite in float16; use bfloat16"):
+        cache_in(tmp_path / "a").features(*batch_of(1), loud)
+    cache_in(tmp_path / "b", dtype="bfloat16").features(*batch_of(1), loud)
+
+
+def test_a_damaged_file_is_made_again(tmp_path, caplog):
+    teacher = Teacher()
+    first = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
+    path = tmp_path / "maps" / "2.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    again = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
+    assert teacher.seen == 3 and "2.pt is damaged" in caplog.text
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True))
+
+
+def test_the_second_epoch_of_a_training_runs_no_teacher(fit_args, teacher_file, tmp_path, monkeypatch):
+    """Two epochs of six steps; in float32 they are those of a training without a cache."""
+    images = []
+    original = DetectionDistiller.teacher_features
+
+    def counted(self, batch):
+        images.append(len(batch))
+        return original(self, batch)
+
+    monkeypatch.setattr(DetectionDistiller, "teacher_features", counted)
+    fgd = ["--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}", "--trainer.limit_val_batches=0"]
+    cache = {"folder": str(tmp_path / "cache"), "dtype": "float32"}
+    kept = cli.run(fit_args(tmp_path / "kept", *fgd, f"--model.teacher_cache={json.dumps(cache)}", steps=12))
+    assert images == [4] * 6
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["frame"] == [128, 128]
+    plain = cli.run(fit_args(tmp_path / "plain", *fgd, steps=12))
+    assert images == [4] * 18
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(kept.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+    flip = '--data.train_transforms=[{"class_path": "torchvision.transforms.v2.RandomHorizontalFlip"}]'
+    with pytest.raises(ValueError, match="teacher_cache: expected images that are the same in every epoch"):
+        cli.run(fit_args(tmp_path / "flip", *fgd, f"--model.teacher_cache={json.dumps(cache)}", flip))
