@@ -9,6 +9,8 @@
 
 #include <vector>
 
+#include "fgd/layout.h"
+
 namespace fgd {
 
 using torch::headeronly::ScalarType;
@@ -20,6 +22,33 @@ constexpr int64_t kMaxChannels = 2048;
 
 inline ScalarType accumulator(const Tensors& student) {
   return student[0].scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return kFloat32;
+    case ScalarType::Half:
+      return kFloat16;
+    case ScalarType::BFloat16:
+      return kBFloat16;
+    case ScalarType::Double:
+      return kFloat64;
+    default:
+      STD_TORCH_CHECK(false, "features: expected float16, bfloat16, float32 or float64");
+  }
+  return kFloat32;
+}
+
+// NCHW, or a slice of it: all pixels of a channel in a row. Of a dimension with one element any stride will do.
+inline bool pixels_dense(const Tensor& t) {
+  return (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == t.size(3));
+}
+
+// channels_last, or a slice of it: all channels of a pixel in a row, pixels at one distance.
+inline bool channels_dense(const Tensor& t) {
+  return (t.size(1) == 1 || t.stride(1) == 1) &&
+         (t.size(2) == 1 || t.size(3) == 1 || t.stride(2) == t.size(3) * t.stride(3));
 }
 
 inline void check_feature(const Tensor& f, const Tensor& like, const Tensor& shape, const char* name, size_t level) {

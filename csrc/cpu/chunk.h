@@ -15,7 +15,6 @@
 
 namespace fgd::cpu {
 
-enum DType : int { kFloat32, kFloat16, kBFloat16, kFloat64, kDTypes };
 enum Layout : int { kPixelsDense, kChannelsDense, kLayouts };  // NCHW, channels_last
 
 constexpr int kMaxChunkPixels = 2048;

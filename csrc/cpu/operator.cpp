@@ -15,31 +15,6 @@
 
 namespace fgd::cpu {
 
-static DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return kFloat32;
-    case ScalarType::Half:
-      return kFloat16;
-    case ScalarType::BFloat16:
-      return kBFloat16;
-    case ScalarType::Double:
-      return kFloat64;
-    default:
-      STD_TORCH_CHECK(false, "features: expected float16, bfloat16, float32 or float64");
-  }
-  return kFloat32;
-}
-
-static bool pixels_dense(const Tensor& t) {
-  return (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == t.size(3));
-}
-
-static bool channels_dense(const Tensor& t) {
-  return (t.size(1) == 1 || t.stride(1) == 1) &&
-         (t.size(2) == 1 || t.size(3) == 1 || t.stride(2) == t.size(3) * t.stride(3));
-}
-
 // Strides of channels and pixels; of a dimension with one element any will do.
 static int64_t channel_stride(const Tensor& t, Layout layout) { return layout == kPixelsDense ? t.stride(1) : 1; }
 static int64_t pixel_stride(const Tensor& t, Layout layout) {

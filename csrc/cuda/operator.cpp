@@ -14,31 +14,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace fgd::cuda {
 
-static DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return kFloat32;
-    case ScalarType::Half:
-      return kFloat16;
-    case ScalarType::BFloat16:
-      return kBFloat16;
-    case ScalarType::Double:
-      return kFloat64;
-    default:
-      STD_TORCH_CHECK(false, "features: expected float16, bfloat16, float32 or float64");
-  }
-  return kFloat32;
-}
-
-static bool pixels_dense(const Tensor& t) {
-  return (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == t.size(3));
-}
-
-static bool channels_dense(const Tensor& t) {
-  return (t.size(1) == 1 || t.stride(1) == 1) &&
-         (t.size(2) == 1 || t.size(3) == 1 || t.stride(2) == t.size(3) * t.stride(3));
-}
-
 // Of a dimension with one element any stride will do.
 static Features features_of(const Tensor& t, const void* data, bool pixels) {
   Features f{};

@@ -20,8 +20,6 @@ constexpr int kGcTensors = 16;      // order and shapes as in reference.gc_block
 constexpr int kGcRows = 8;          // rows of a matrix that a block multiplies: one a warp
 constexpr int kGcImages = 8;        // images that it multiplies them with
 
-enum DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
-
 // Element (n, c, p) lies at data[n·image + c·channel + p·pixel].
 struct Features {
   void* data;

@@ -12,7 +12,7 @@
 
 namespace problem {
 
-using fgd::cpu::DType;
+using fgd::DType;
 using fgd::cpu::Executor;
 using fgd::cpu::Layout;
 
@@ -24,7 +24,7 @@ struct Case {
   std::string name;
   std::vector<Shape> levels;
   int images = 2;
-  DType student = fgd::cpu::kFloat32, teacher = fgd::cpu::kFloat32;
+  DType student = fgd::kFloat32, teacher = fgd::kFloat32;
   Layout layout = fgd::cpu::kPixelsDense;
   bool gc = true;
   bool sliced = false;  // channels and images of a larger tensor, for features and the gradient alike

@@ -6,11 +6,11 @@
 
 namespace {
 
-using fgd::cpu::DType;
+using fgd::DType;
 
 // Half a unit in the last place, relative; and of the smallest number.
-double rounding(DType type) { return type == fgd::cpu::kFloat16 ? 0x1p-11 : type == fgd::cpu::kBFloat16 ? 0x1p-8 : 0; }
-double smallest(DType type) { return type == fgd::cpu::kFloat16 ? 0x1p-25 : 0; }
+double rounding(DType type) { return type == fgd::kFloat16 ? 0x1p-11 : type == fgd::kBFloat16 ? 0x1p-8 : 0; }
+double smallest(DType type) { return type == fgd::kFloat16 ? 0x1p-25 : 0; }
 
 void expect_close(const std::string& name, const reference::Vector& got, const reference::Gradient& want,
                   double tolerance, DType type) {
@@ -23,7 +23,7 @@ void expect_close(const std::string& name, const reference::Vector& got, const r
 }
 
 void expect_gradients(const problem::Problem& p, const problem::Gradients& got) {
-  const double tolerance = p.sums == fgd::cpu::kFloat64 ? 1e-12 : 2e-5;
+  const double tolerance = p.sums == fgd::kFloat64 ? 1e-12 : 2e-5;
   for (int l = 0; l < static_cast<int>(p.batch.levels.size()); ++l) {
     const reference::Level& level = p.batch.levels[l];
     const reference::Gradients want = reference::gradients(p.batch, level, problem::Problem::upstream());

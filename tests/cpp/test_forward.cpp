@@ -7,7 +7,7 @@
 namespace {
 
 void expect_terms(const problem::Problem& p, const problem::Problem::Saved& saved) {
-  const double tolerance = p.sums == fgd::cpu::kFloat64 ? 1e-12 : 2e-5;
+  const double tolerance = p.sums == fgd::kFloat64 ? 1e-12 : 2e-5;
   const reference::Vector got = p.vector(saved.terms);
   for (size_t level = 0; level < p.batch.levels.size(); ++level) {
     std::array<double, reference::kTerms> want{};

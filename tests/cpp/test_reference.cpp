@@ -36,7 +36,7 @@ int main() {
   problem::Case c;
   c.levels = {{8, 5, 4}};
   c.images = 3;
-  c.student = c.teacher = fgd::cpu::kFloat64;
+  c.student = c.teacher = fgd::kFloat64;
   problem::Problem p(c);
   reference::Level& level = p.batch.levels[0];
   const reference::Gradients g = reference::gradients(p.batch, level, problem::Problem::upstream());

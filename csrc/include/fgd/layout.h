@@ -1,4 +1,4 @@
-// What the forward pass leaves for the backward pass, and the names of the small sums.
+// What CPU and CUDA share: storage types, what the forward pass leaves for the backward pass, names of the small sums.
 //
 // One level, one image: C channels, P = H·W pixels. Two flat buffers are saved, level after level, image after image:
 //
@@ -11,6 +11,9 @@
 #include <cstdint>
 
 namespace fgd {
+
+// Storage types of features.
+enum DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
 // Per pixel, saved. Until an image is merged, the four places hold the exponentials of enum Softmax, in its order.
 enum Map : int {
