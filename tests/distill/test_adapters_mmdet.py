@@ -11,10 +11,11 @@ import types
 import pytest
 import torch
 import torchvision
-from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, two_images
+from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, snippet, two_images
 
+import fgd_kernels as fgd
 from fgd_distill.adapters import adapter_for
-from fgd_distill.adapters.mmdet import MMDetectionAdapter
+from fgd_distill.adapters.mmdet import MMDetectionAdapter, _pack
 from fgd_distill.inheriting import inherit
 
 PREPROCESSOR = {
@@ -281,3 +282,22 @@ def test_wrong_input_is_told(pair):
         adapter.check_pair(student, teacher.backbone)
     with pytest.raises(ValueError, match="data_preprocessor.*'swaps_channels': True.*'swaps_channels': False"):
         adapter.check_pair(student, build(retinanet(), data_preprocessor=PREPROCESSOR | {"bgr_to_rgb": False}))
+
+
+def test_the_detector_for_its_runner():
+    """The one of docs/detectors.md, with the step that MMEngine's Runner takes."""
+    from mmdet.registry import MODELS
+    from mmengine.config import ConfigDict
+    from mmengine.optim import OptimWrapper
+
+    torch.manual_seed(0)
+    exec(compile(snippet("mmdet"), "detectors.md", "exec"), {})
+    model = MODELS.build(ConfigDict(type="FGDDetector", student=retinanet(), teacher=retinanet(32))).train()
+    optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    images, targets = two_images()
+    history = [model.train_step(_pack(model.distiller.student, images, targets), optimizer) for _ in range(6)]
+    assert set(history[0]) == {"loss", "loss_cls", "loss_bbox", *fgd.LOSS_NAMES}
+    assert history[-1]["loss"] < history[0]["loss"]
+    names = {name.split(".")[1] for name in model.state_dict()}
+    assert names == {"student", "criterion"}
+    assert len(model.eval().val_step(_pack(model.distiller.student, images, None))) == 2

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, two_images
+from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, snippet, two_images
+from PIL import Image
 
+import fgd_kernels as fgd
 from fgd_distill.adapters import adapter_for
 from fgd_distill.adapters.ultralytics import GREY, UltralyticsAdapter
 from fgd_distill.distiller import DetectionDistiller
@@ -180,3 +182,36 @@ def test_wrong_input_is_told(pair):
         adapter.check_pair(student, build("yolov8n-p6.yaml"))
     with pytest.raises(ValueError, match="student: expected parameters to train"):
         DetectionDistiller(student.requires_grad_(False), teacher, torch.nn.Identity())
+
+
+def test_distilling_in_its_own_trainer(ultralytics, tmp_path, monkeypatch):
+    """docs/detectors.md, with two tiny epochs: all losses are logged, and the checkpoint is the plain student."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        for number in range(4):
+            image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / "images" / split / f"{number}.png")
+            (tmp_path / "labels" / split / f"{number}.txt").write_text("2 0.45 0.33 0.6 0.3\n")
+    (tmp_path / "coco.yaml").write_text(
+        f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: {{0: a, 1: b, 2: c, 3: d}}\n"
+    )
+    # It puts the table into the checkpoint, read by polars, which is large and needed for nothing else.
+    monkeypatch.setattr("ultralytics.engine.trainer.BaseTrainer.read_results_csv", lambda trainer: {})
+    torch.manual_seed(0)
+    teacher = build(width=1.0)
+    teacher.args = {}
+    torch.save({"model": teacher, "train_args": {}}, tmp_path / "teacher.pt")
+    options = {"epochs": 2, "imgsz": 64, "batch": 2, "device": "cpu", "workers": 0, "amp": False, "plots": False}
+    code = snippet("ultralytics").replace("epochs=100", f"project={str(tmp_path)!r}, name='run', **options")
+    names = {"options": options}
+    exec(compile(code, "detectors.md", "exec"), names)
+    rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
+    columns = [name.strip() for name in rows[0].split(",")]
+    assert {f"train/{name}" for name in LOSSES | set(fgd.LOSS_NAMES)} <= set(columns) and len(rows) == 3
+    values = dict(zip(columns, map(float, rows[2].split(",")), strict=True))
+    assert all(values[f"train/{name}"] > 0 for name in fgd.LOSS_NAMES)
+    saved = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt").model
+    assert not any("fgd" in name or "criterion" in name for name in saved.state_dict())
+    assert set(saved.state_dict()) == set(ultralytics.YOLO("yolov8n.yaml").model.state_dict())
