@@ -4,6 +4,7 @@
 #include "plan.h"
 
 using namespace fgd::cuda;
+using fgd::DType;
 
 struct ShimFeatures {
   void* data;

@@ -46,7 +46,7 @@ def test_equals_the_reference(case):
 
 
 def sanitizer_cases():
-    """Every kernel once: both layouts and the generic one, each type, aligned rows and others, whole and partial tiles."""
+    """Every kernel: both layouts and the generic one, each type, aligned rows and others, whole and partial tiles."""
     levels = ((24, 16, 24), *PYRAMID[2:])
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         for last in (False, True):

@@ -30,6 +30,6 @@ def wavefronts(warp: np.ndarray, lane: np.ndarray, address: np.ndarray, width: i
     key = np.sort((group << 32) | (address // unit))
     distinct = np.concatenate([[True], np.diff(key) != 0])
     key = key[distinct]
-    loads = np.bincount((key >> 32) * lanes + (key & 0xFFFFFFFF) % lanes)
-    loads = np.pad(loads, (0, -len(loads) % lanes)).reshape(-1, lanes)
-    return int(loads.max(axis=1).sum())
+    groups = int(key[-1] >> 32) + 1
+    loads = np.bincount((key >> 32) * lanes + (key & 0xFFFFFFFF) % lanes, minlength=groups * lanes)
+    return int(loads.reshape(groups, lanes).max(axis=1).sum())
