@@ -14,6 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from .adapters import DetectorAdapter, StudentStep, adapter_for
+from .optimized import ChangeWatch, missing_parameters
 from .schedule import Schedule
 from .taps import LayerTap, find_layer, layer_names
 
@@ -110,6 +111,7 @@ class DetectionDistiller(nn.Module):
         self.teacher = teacher.eval()
         self.step: int | None = None
         self.level_terms = None
+        self._watch = ChangeWatch()
         self._tells_levels = "return_levels" in inspect.signature(criterion.forward).parameters
         # With these a step without distillation knows its keys; another criterion's are learnt by running it once.
         self._term_names: tuple[str, ...] = tuple(getattr(criterion, "loss_names", ()))
@@ -168,11 +170,13 @@ class DetectionDistiller(nn.Module):
             step; or the student's predictions.
 
         Raises:
-            ValueError: feature maps of student and teacher do not correspond.
-            RuntimeError: there is a schedule, and ``set_step`` was not called.
+            ValueError: feature maps of student and teacher do not correspond, or the student's carry no gradient.
+            RuntimeError: a layer did not run, or ran several times, or its output was changed in place; or there is a
+                schedule, and ``set_step`` was not called.
         """
         if not self.training:
             return self.adapter.predict(self.student, images)
+        self._watch.look(self.student, self.criterion)
         factor = self._factor()
         if factor == 0 and self._term_names:
             step = self.adapter.student_step(self.student, images, targets)
@@ -195,6 +199,11 @@ class DetectionDistiller(nn.Module):
 
     def _terms(self, features: DistilledFeatures, factor: float) -> dict[str, Tensor]:
         """The criterion's terms and, as ``level_terms``, what each level contributes to them, all times ``factor``."""
+        if torch.is_grad_enabled() and not any(feature.requires_grad for feature in features.student):
+            raise ValueError(
+                f"student_layers: the outputs of {self.student_layers} carry no gradient, so nothing would be "
+                "distilled; are they frozen, or run by a reentrant torch.utils.checkpoint?"
+            )
         inputs = (features.student, features.teacher, features.step.boxes, features.frames)
         levels = None
         if self._tells_levels:
@@ -258,13 +267,13 @@ class DetectionDistiller(nn.Module):
         """Raises unless the optimizers hold every trainable parameter of the student and of the criterion.
 
         The criterion has parameters of its own (GcBlocks, align convolutions). An optimizer made from
-        ``student.parameters()`` would leave them at their initial values without a word.
+        ``student.parameters()`` would leave them at their initial values. Without this check, a warning says so after
+        a few steps.
 
         Raises:
             RuntimeError: parameters are missing; the message names them.
         """
-        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        missing = [name for name, p in self.named_parameters() if p.requires_grad and id(p) not in held]
+        missing = missing_parameters(self, optimizers)
         if missing:
             raise RuntimeError(
                 f"{len(missing)} trainable parameters of the distiller are in no optimizer and would never change, "

@@ -46,6 +46,13 @@ def feature_list(output: Any, name: str) -> list[Tensor]:
     return list(values)
 
 
+def _versions(output: Any) -> list[int]:
+    """The version counters of the tensors in a module's output; every change in place raises one."""
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    values = values if isinstance(values, list | tuple) else [values]
+    return [value._version for value in values if isinstance(value, Tensor) and not value.is_inference()]
+
+
 class _PassEnded(BaseException):
     """Leaves a forward pass; no Exception, so that a detector's own handlers let it through."""
 
@@ -72,7 +79,7 @@ class LayerTap:
     def __init__(self, model: nn.Module, layers: Sequence[str], stop: bool = False) -> None:
         self.layers, self.stop = list(layers), stop
         self._modules = {name: find_layer(model, name) for name in self.layers}
-        self._outputs: dict[str, list[Any]] = {}
+        self._outputs: dict[str, list[tuple[Any, list[int]]]] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
@@ -88,7 +95,7 @@ class LayerTap:
 
     def _recorder(self, name: str):
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._outputs.setdefault(name, []).append(output)
+            self._outputs.setdefault(name, []).append((output, _versions(output)))
             if self.stop and len(self._outputs) == len(self._modules):
                 raise _PassEnded(self)
 
@@ -98,15 +105,28 @@ class LayerTap:
         """What layer ``name`` returned.
 
         Raises:
-            RuntimeError: it did not run, or ran several times, so that which output is meant is not clear.
+            RuntimeError: it did not run, or ran several times, so that which output is meant is not clear, or the
+                output was changed in place behind it.
         """
         runs = self._outputs.get(name, [])
         if not runs:
             raise RuntimeError(f"layer {name!r} did not run in this forward pass, so it has no output to distil")
         if len(runs) > 1:
             raise RuntimeError(f"layer {name!r} ran {len(runs)} times in this forward pass; tap one that runs once")
-        return runs[0]
+        output, versions = runs[0]
+        if versions != _versions(output):
+            # Else a pass that ended at once and one that went on would record different things.
+            raise RuntimeError(
+                f"layer {name!r}: a later layer changed its output in place (an activation with inplace=True, say); "
+                "tap that layer instead"
+            )
+        return output
 
     def features(self) -> list[Tensor]:
-        """The feature maps of all layers, one after the other."""
+        """The feature maps of all layers, one after the other.
+
+        Raises:
+            RuntimeError: as ``output``.
+            TypeError, ValueError: as ``feature_list``.
+        """
         return [tensor for name in self.layers for tensor in feature_list(self.output(name), name)]

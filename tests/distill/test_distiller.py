@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -327,3 +328,40 @@ def test_parts_compiled_in_place(pair, batch):
     for model in models:
         model.backbone.compile(backend="aot_eager")
     torch.testing.assert_close(train(models), train(pair))
+
+
+def test_a_criterion_that_no_optimizer_trains_is_noticed(distiller, batch):
+    optimizer = torch.optim.SGD(distiller.student.parameters(), lr=1e-3)
+
+    def step(update=True):
+        sum(distiller(*batch).values()).backward()
+        if update:
+            optimizer.step()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for update in (False, True, True, True):  # the first accumulates
+            step(update)
+    with pytest.warns(UserWarning, match="the criterion's do not.*distiller.parameters()"):
+        step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_criterion_that_is_trained_is_not_warned_of(distiller, batch, optimizer):
+    optimizer = optimizer(distiller.parameters(), lr=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            sum(distiller(*batch).values()).backward()
+            optimizer.step()
+
+
+def test_features_without_gradient_are_an_error(distiller, batch):
+    distiller.student.backbone.requires_grad_(False)
+    with pytest.raises(ValueError, match="student_layers: .*carry no gradient"):
+        distiller(*batch)
+    with torch.no_grad():
+        assert distiller(*batch).keys() >= TERMS

@@ -117,3 +117,15 @@ def test_maps_are_freed_without_the_garbage_collector(stop):
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_an_output_that_a_later_layer_changes():
+    """The student's would be the activation's output, and the teacher's, whose pass ends here, the convolution's."""
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(inplace=True))
+    with LayerTap(net, ["0"]) as tap:
+        net(IMAGE)
+    with pytest.raises(RuntimeError, match="layer '0': a later layer changed its output in place"):
+        tap.features()
+    with LayerTap(net, ["1"]) as tap:
+        net(IMAGE)
+    assert (tap.features()[0] >= 0).all()
