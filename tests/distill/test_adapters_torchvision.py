@@ -157,6 +157,13 @@ def test_detectors_of_ones_own_that_derive_from_torchvisions():
     assert type(adapter_for(Mine(one_stage_backbone(), 5))) is TorchvisionAdapter
 
 
+def test_targets_that_do_not_fit_the_images(pair, batch):
+    images, targets = batch
+    for wrong, count in ((None, 0), (targets[:1], 1), (targets * 2, 4)):
+        with pytest.raises(ValueError, match=f"targets: expected one dict for each of 2 images, got {count}"):
+            TorchvisionAdapter().student_step(pair[0], images, wrong)
+
+
 def test_a_teacher_of_another_family():
     with pytest.raises(TypeError, match="teacher: expected one of torchvision's detectors, got Linear"):
         TorchvisionAdapter().check_pair(fcos(), nn.Linear(1, 1))

@@ -41,8 +41,11 @@ class TorchvisionAdapter:
                 )
 
     def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
+        images, targets = list(images), list(targets or [])
+        if len(images) != len(targets):
+            raise ValueError(f"targets: expected one dict for each of {len(images)} images, got {len(targets)}")
         with LayerTap(student, ["transform"]) as tap:
-            losses = student(list(images), list(targets))
+            losses = student(images, targets)
         prepared, prepared_targets = tap.output("transform")
         boxes = [torch.as_tensor(target["boxes"]) for target in prepared_targets]
         return StudentStep(losses, prepared.tensors, boxes)
