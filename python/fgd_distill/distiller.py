@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -171,6 +171,7 @@ class DetectionDistiller(nn.Module):
 
         Raises:
             ValueError: feature maps of student and teacher do not correspond, or the student's carry no gradient.
+            TypeError: a layer returns no feature maps, or the criterion no dict.
             RuntimeError: a layer did not run, or ran several times, or its output was changed in place; or there is a
                 schedule, and ``set_step`` was not called.
         """
@@ -205,14 +206,15 @@ class DetectionDistiller(nn.Module):
                 "distilled; are they frozen, or run by a reentrant torch.utils.checkpoint?"
             )
         inputs = (features.student, features.teacher, features.step.boxes, features.frames)
-        levels = None
         if self._tells_levels:
             terms, levels = self.criterion(*inputs, return_levels=True)
         else:
-            terms = self.criterion(*inputs)
+            terms, levels = self.criterion(*inputs), None
+        if not isinstance(terms, Mapping):
+            raise TypeError(f"criterion: expected it to return a dict of losses, got {type(terms).__name__}")
         self._term_names = tuple(terms)
         self.level_terms = None if levels is None or factor == 0 else levels * factor
-        return terms if factor == 1 else {name: term * factor for name, term in terms.items()}
+        return dict(terms) if factor == 1 else {name: term * factor for name, term in terms.items()}
 
     def features(self, images: Any, targets: Any) -> DistilledFeatures:
         """Runs student and teacher, in the mode that the student is in, and returns what the criterion would get.

@@ -195,6 +195,15 @@ def test_loss_names_must_not_clash(pair, batch):
         DetectionDistiller(*pair, Clash())(*batch)
 
 
+def test_a_criterion_must_return_a_dict(pair, batch):
+    class Single(nn.Module):
+        def forward(self, *args):
+            return torch.zeros(())
+
+    with pytest.raises(TypeError, match="criterion: expected it to return a dict of losses, got Tensor"):
+        DetectionDistiller(*pair, Single())(*batch)
+
+
 def test_an_image_without_boxes_keeps_the_loss_in_bounds(distiller, batch):
     """The published mask of such an image was not normalised, which made its loss hundreds of times too large."""
     images, targets = batch
