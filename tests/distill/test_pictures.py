@@ -240,14 +240,12 @@ def test_curves_name_their_terms_and_runs(run_folder):
 
 def test_smoothing_lags_neither_way():
     values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
-    expected = [
-        sum(0.7 ** abs(i - j) * v for j, v in enumerate(values)) / sum(0.7 ** abs(i - j) for j in range(7))
-        for i in range(7)
-    ]
-    assert smooth(values, 0.7) == pytest.approx(expected)
+    weights = [[math.exp(-abs(i - j) / (0.3 * 7)) for j in range(7)] for i in range(7)]
+    expected = [sum(w * v for w, v in zip(row, values, strict=True)) / sum(row) for row in weights]
+    assert smooth(values, 0.3) == pytest.approx(expected)
     assert smooth(values, 0.0) == values
-    assert smooth([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
-    assert math.isnan(smooth([math.nan], 0.9)[0])
+    assert smooth([2.0, math.nan, 2.0], 1.0) == pytest.approx([2.0, 2.0, 2.0])
+    assert math.isnan(smooth([math.nan], 0.5)[0])
 
 
 def test_wrong_metrics(run_folder, tmp_path):
@@ -263,8 +261,8 @@ def test_wrong_metrics(run_folder, tmp_path):
     run = str(run_folder("a"))
     with pytest.raises(ValueError, match=re.escape("expected some of ['loss', ")):
         pictures.plot_training(run, terms=["val/AQ"])
-    with pytest.raises(ValueError, match="0 <= smoothing < 1, got 1"):
-        pictures.plot_training(run, smoothing=1)
+    with pytest.raises(ValueError, match="0 <= smoothing <= 1, got 2"):
+        pictures.plot_training(run, smoothing=2)
     with pytest.raises(ValueError, match="got one of them twice"):
         labelled([run, run], "runs")
     assert not (tmp_path / "x.png").exists()

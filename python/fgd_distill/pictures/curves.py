@@ -21,7 +21,7 @@ COLUMNS = 3
 def plot_training(
     runs: str | list[str] | dict[str, str],
     terms: list[str] | None = None,
-    smoothing: float = 0.9,
+    smoothing: float = 0.04,
     output: str = "training.png",
 ) -> None:
     """Draws the curves of each loss term over the training steps, several runs in one picture, as a PNG.
@@ -31,8 +31,8 @@ def plot_training(
             '[runs/a, runs/b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
         terms: which columns of the file, by name or pattern such as 'train/loss_fgd*'; by default the total, every
             loss of the training, and the AP of the validations.
-        smoothing: from 0, none, to below 1: what the next logged value counts against a value itself in its average.
-            The raw values stay visible, pale.
+        smoothing: from 0, none, to 1: over which share of a curve its values are averaged. The raw values stay
+            visible, pale.
         output: the PNG file to write.
 
     Raises:
@@ -45,7 +45,7 @@ def plot_training(
 
 
 def draw_curves(
-    metrics: Mapping[str, Mapping[str, Series]], terms: Sequence[str] | None = None, smoothing: float = 0.9
+    metrics: Mapping[str, Mapping[str, Series]], terms: Sequence[str] | None = None, smoothing: float = 0.04
 ) -> Figure:
     """One panel a term, one line a run.
 
@@ -56,8 +56,8 @@ def draw_curves(
     Raises:
         ValueError: a term that no run has, or smoothing out of range.
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing: expected 0 <= smoothing < 1, got {smoothing}")
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing: expected 0 <= smoothing <= 1, got {smoothing}")
     names = _chosen(metrics, terms)
     columns = min(COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
@@ -113,13 +113,16 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
 
 
 def smooth(values: Sequence[float], smoothing: float) -> list[float]:
-    """Each value averaged with its neighbours, which count ``smoothing`` to the power of their distance.
+    """Each value averaged with its neighbours, whose weight falls by e within ``smoothing`` of the curve's length.
 
     The weights are the same to both sides, so that the curve does not lag. Values that are not finite count nothing.
     """
+    if smoothing == 0 or not values:
+        return list(values)
+    decay = math.exp(-1 / (smoothing * len(values)))
     known = [math.isfinite(value) for value in values]
-    totals = _both_ways([value if k else 0.0 for value, k in zip(values, known, strict=True)], smoothing)
-    weights = _both_ways([float(k) for k in known], smoothing)
+    totals = _both_ways([value if k else 0.0 for value, k in zip(values, known, strict=True)], decay)
+    weights = _both_ways([float(k) for k in known], decay)
     return [total / weight if weight else math.nan for total, weight in zip(totals, weights, strict=True)]
 
 
