@@ -62,20 +62,21 @@ struct Moments {
   }
 };
 
-// A row of W1·ctx + b1, one warp a row, for up to kGcImages images.
+// A row of W1·ctx + b1, one warp a row, for up to kGcImages images side by side.
 template <class A>
 FGD_DEVICE void write_hidden(const Net<A>& net, int index) {
-  const int rows = blocks_of(net.hidden, kGcRows);
+  const int rows = blocks_of(net.hidden, kGcRows), lane = lane_index();
   const int row = index % rows * kGcRows + warp_index(), first = index / rows * kGcImages;
   if (row >= net.hidden) return;
   const A* weight = net.w1 + int64_t{row} * net.channels;
-  for (int n = first; n < min(first + kGcImages, net.images); ++n) {
-    const A* context = net.context_of(n);
-    A sum = 0;
-    for (int c = lane_index(); c < net.channels; c += 32) sum += weight[c] * context[c];
-    sum = add_over_lanes<1, 32>(sum);
-    if (lane_index() == 0) net.hidden_sums[int64_t{n} * net.hidden + row] = sum + net.b1[row];
-  }
+  A sum[kGcImages] = {};
+  for (int c = lane; c < net.channels; c += 32)
+#pragma unroll
+    for (int i = 0; i < kGcImages; ++i)
+      if (first + i < net.images) sum[i] += weight[c] * net.context_of(first + i)[c];
+  const A total = sum_over_lanes<kGcImages, 1, 32>(sum, lane);
+  const int image = first + owned_sum<kGcImages, 1>(lane);
+  if (lane < kGcImages && image < net.images) net.hidden_sums[int64_t{image} * net.hidden + row] = total + net.b1[row];
 }
 
 // ∂L/∂v[n, c] = ±upstream·∂L_gl/∂r

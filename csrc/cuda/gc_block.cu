@@ -2,7 +2,8 @@
 //
 //   hidden  hidden_sums [N][K] = W1·ctx + b1 of every level and net
 //   added   stats[kStatShift] = r;  stats[kStatShiftGrad]: D1 becomes ∂L_gl/∂r = 2·(D1 + P·r)
-//   terms   L_gl = Σc ( D2 + 2·r·D1 + P·r² ) = Σc D2 + Σc r·(∂L_gl/∂r - P·r); weighted terms of every level, and sums
+//           shift_parts: r·(∂L_gl/∂r - P·r), summed over the channels of a block
+//   terms   L_gl = Σc ( D2 + 2·r·D1 + P·r² ) = Σc D2 + Σ shift_parts; weighted terms of every level, and sums
 #include "gc.cuh"
 
 namespace fgd::cuda {
@@ -14,94 +15,100 @@ FGD_DEVICE void hidden(const GcParams& p) {
   write_hidden(Net<A>(p, p.levels[job.level], job.net), job.index);
 }
 
-// W2[c]·relu(..) + b2[c] of one image; by one warp.
+// W2[c]·relu(..) + b2[c] of up to kGcImages images from `first` on; by one warp. Lane i < kGcImages is left with image
+// first + owned_sum(i).
 template <class A>
-FGD_DEVICE A added_value(const Net<A>& net, int image, int c, A mean, A scale) {
-  const A* hidden = net.hidden_sums + int64_t{image} * net.hidden;
+FGD_DEVICE A added_value(const Net<A>& net, int first, int c, const A* mean, const A* scale) {
   const A* weight = net.w2 + int64_t{c} * net.hidden;
-  A sum = 0;
+  A sum[kGcImages] = {};
   for (int k = lane_index(); k < net.hidden; k += 32) {
-    const A x = (hidden[k] - mean) * scale * net.gamma[k] + net.beta[k];
-    sum += weight[k] * (x > 0 || x != x ? x : A{0});  // a NaN stays one
+    const A w = weight[k], gamma = net.gamma[k], beta = net.beta[k];
+#pragma unroll
+    for (int i = 0; i < kGcImages; ++i) {
+      if (first + i >= net.images) continue;
+      const A x = (net.hidden_sums[int64_t{first + i} * net.hidden + k] - mean[i]) * scale[i] * gamma + beta;
+      sum[i] += w * (x > 0 || x != x ? x : A{0});  // a NaN stays one
+    }
   }
-  return add_over_lanes<1, 32>(sum) + net.b2[c];
+  return sum_over_lanes<kGcImages, 1, 32>(sum, lane_index()) + net.b2[c];
+}
+
+// r and ∂L_gl/∂r of a channel and an image; returns r·(∂L_gl/∂r - P·r).
+template <class A>
+FGD_DEVICE double write_shift(const GcLevel& level, int image, int c, A r) {
+  A* stats = static_cast<A*>(level.stats) + int64_t{image} * kStats * level.channels;
+  const A gradient = 2 * (stats[kStatShiftGrad * level.channels + c] + level.pixels * r);
+  stats[kStatShift * level.channels + c] = r;
+  stats[kStatShiftGrad * level.channels + c] = gradient;
+  return static_cast<double>(r) * (gradient - static_cast<double>(level.pixels) * r);
 }
 
 // One warp a channel, for up to kGcImages images.
 template <class A>
 FGD_DEVICE void added(const GcParams& p) {
   __shared__ A mean[2][kGcImages], scale[2][kGcImages];
+  __shared__ double part[kGcRows][kGcImages];
   const GcLevel& level = p.levels[level_of_block(p.levels, p.level_count, blockIdx.x)];
   const int rows = blocks_of(level.channels, kGcRows), index = blockIdx.x - level.first_block;
-  const int c = index % rows * kGcRows + warp_index(), first = index / rows * kGcImages;
+  const int warp = warp_index(), lane = lane_index(), row = index % rows, first = index / rows * kGcImages;
   const Net<A> student(p, level, 0), teacher(p, level, 1);
-  if (first + warp_index() < p.images) {  // kGcImages is the number of warps: an image each
-    const int64_t n = first + warp_index();
-    const Moments<A> s(student.hidden_sums + n * student.hidden, student.hidden);
-    const Moments<A> t(teacher.hidden_sums + n * teacher.hidden, teacher.hidden);
-    if (lane_index() == 0) {
-      mean[0][warp_index()] = s.mean, scale[0][warp_index()] = s.scale;
-      mean[1][warp_index()] = t.mean, scale[1][warp_index()] = t.scale;
-    }
+  const int64_t n = min(first + warp, p.images - 1);  // kGcImages is the number of warps: an image each
+  const Moments<A> s(student.hidden_sums + n * student.hidden, student.hidden);
+  const Moments<A> t(teacher.hidden_sums + n * teacher.hidden, teacher.hidden);
+  if (lane == 0) {
+    mean[0][warp] = s.mean, scale[0][warp] = s.scale;
+    mean[1][warp] = t.mean, scale[1][warp] = t.scale;
   }
   __syncthreads();
-  if (c >= level.channels) return;
-  for (int i = 0; i < kGcImages && first + i < p.images; ++i) {
-    const A r = added_value(student, first + i, c, mean[0][i], scale[0][i]) -
-                added_value(teacher, first + i, c, mean[1][i], scale[1][i]);
-    if (lane_index() != 0) continue;
-    A* stats = static_cast<A*>(level.stats) + int64_t{first + i} * kStats * level.channels;
-    A& gradient = stats[kStatShiftGrad * level.channels + c];
-    stats[kStatShift * level.channels + c] = r;
-    gradient = 2 * (gradient + level.pixels * r);
+  const int c = row * kGcRows + warp, image = owned_sum<kGcImages, 1>(lane);
+  double term = 0;
+  if (c < level.channels) {
+    const A r = added_value(student, first, c, mean[0], scale[0]) - added_value(teacher, first, c, mean[1], scale[1]);
+    if (lane < kGcImages && first + image < p.images) term = write_shift(level, first + image, c, r);
   }
-}
-
-static_assert(kGcImages == kWarps, "a warp takes an image's moments");
-
-// Σc r·(∂L_gl/∂r - P·r) of an image; by one warp.
-template <class A>
-FGD_DEVICE double shift_term(const A* stats, int channels, int pixels) {
+  if (lane < kGcImages) part[warp][image] = term;
+  __syncthreads();
+  if (threadIdx.x >= kGcImages || first + static_cast<int>(threadIdx.x) >= p.images) return;
   double sum = 0;
-  for (int c = lane_index(); c < channels; c += 32) {
-    const double r = stats[kStatShift * channels + c], gradient = stats[kStatShiftGrad * channels + c];
-    sum += r * (gradient - pixels * r);
-  }
-  return add_over_lanes<1, 32>(sum);
+#pragma unroll
+  for (int w = 0; w < kGcRows; ++w) sum += part[w][threadIdx.x];
+  level.shift_parts[int64_t{first + static_cast<int>(threadIdx.x)} * rows + row] = sum;
 }
 
-// One block: a warp takes every eighth image of a level.
+static_assert(kGcImages == kWarps && kGcRows == kWarps, "a warp takes an image's moments, then a row");
+
+// One block: a warp takes a level, a lane every 32nd image.
 template <class A>
 FGD_DEVICE void terms(const TermsParams& p) {
-  __shared__ double part[kWarps][kTerms];
-  const int k = threadIdx.x;
-  A* out = static_cast<A*>(p.terms);
-  for (int l = 0; l < p.level_count; ++l) {
+  A* out = static_cast<A*>(p.terms) + int64_t{p.first_level} * kTerms;
+  const int l = warp_index();
+  if (l < p.level_count) {
     const auto& level = p.levels[l];
+    const int parts = p.has_gc_block ? blocks_of(level.channels, kGcRows) : 0;
     double sum[kTerms] = {};
-    for (int n = warp_index(); n < p.images; n += kWarps) {
+    for (int n = lane_index(); n < p.images; n += 32) {
       const double* numbers = level.image_numbers + int64_t{n} * kImageNumbers + kImageTerms;
 #pragma unroll
       for (int t = 0; t < kTerms; ++t) sum[t] += t == kGlobal && !p.has_gc_block ? 0. : numbers[t];
-      if (!p.has_gc_block) continue;
-      const A* stats = static_cast<const A*>(level.stats) + int64_t{n} * kStats * level.channels;
-      sum[kGlobal] += shift_term(stats, level.channels, level.pixels);
+#pragma unroll 8
+      for (int i = 0; i < parts; ++i) sum[kGlobal] += level.shift_parts[int64_t{n} * parts + i];
     }
-    __syncthreads();
-    if (lane_index() == 0)
 #pragma unroll
-      for (int t = 0; t < kTerms; ++t) part[warp_index()][t] = sum[t];
-    __syncthreads();
-    if (k >= kTerms) continue;
-    double total = 0;
-    for (int w = 0; w < kWarps; ++w) total += part[w][k];
-    out[(p.first_level + l) * kTerms + k] = static_cast<A>(total * level.weights[k]);
+    for (int t = 0; t < kTerms; ++t) {
+      const double total = add_over_lanes<1, 32>(sum[t]);
+      if (lane_index() == 0) out[l * kTerms + t] = static_cast<A>(total * level.weights[t]);
+    }
   }
+  __syncthreads();
+  const int k = threadIdx.x;
   if (k >= kTerms) return;
+  const A* all = static_cast<const A*>(p.terms);
   double total = 0;
-  for (int l = 0; l < p.first_level + p.level_count; ++l) total += out[l * kTerms + k];
+  for (int i = 0; i < p.first_level + p.level_count; ++i) total += all[i * kTerms + k];
   *static_cast<A*>(p.sums[k]) = static_cast<A>(total);
 }
+
+static_assert(kMaxLevels <= kWarps, "a warp a level");
 
 }  // namespace fgd::cuda
 

@@ -59,29 +59,51 @@ FGD_DEVICE const A* numbers_of_chunk(const Level& level, int image, int chunk) {
   return chunk_sums<A>(level, image, chunk) + int64_t{kSums} * level.channels;
 }
 
-// Every thread of the block gets all of it.
+// Every thread of the block gets all of it; all numbers of a chunk are on their way at once.
 template <class A>
 FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
-  __shared__ A highest[kWarps];
-  __shared__ double part[kWarps];
-  ImageSoftmax<A> out;
+  __shared__ A highest[kWarps][kSoftmaxes];
+  __shared__ double part[kWarps][kSoftmaxes + 1];
+  ImageSoftmax<A> mine;
+#pragma unroll
+  for (int q = 0; q < kSoftmaxes; ++q) mine.maximum[q] = minus_infinity<A>(), mine.normaliser[q] = 0;
+  mine.background = 0;
+  for (int i = threadIdx.x; i < level.chunks; i += kThreads) {
+    const A* numbers = numbers_of_chunk<A>(level, image, i);
+#pragma unroll
+    for (int q = 0; q < kSoftmaxes; ++q) {
+      const A of_chunk = numbers[q], best = larger(mine.maximum[q], of_chunk);
+      mine.normaliser[q] = mine.normaliser[q] * rescale(mine.maximum[q], best) +
+                           static_cast<double>(numbers[kSoftmaxes + q]) * rescale(of_chunk, best);
+      mine.maximum[q] = best;
+    }
+    mine.background += numbers[2 * kSoftmaxes];
+  }
 #pragma unroll
   for (int q = 0; q < kSoftmaxes; ++q) {
-    A best = minus_infinity<A>();
-    for (int i = threadIdx.x; i < level.chunks; i += kThreads)
-      best = larger(best, numbers_of_chunk<A>(level, image, i)[q]);
-    out.maximum[q] = max_over_block(best, highest);
-    double sum = 0;
-    for (int i = threadIdx.x; i < level.chunks; i += kThreads) {
-      const A* numbers = numbers_of_chunk<A>(level, image, i);
-      sum += static_cast<double>(numbers[kSoftmaxes + q]) * rescale(numbers[q], out.maximum[q]);
-    }
-    out.normaliser[q] = add_over_block(sum, part);
+    const A best = max_over_lanes<1, 32>(mine.maximum[q]);
+    if (lane_index() == 0) highest[warp_index()][q] = best;
   }
-  double background = 0;
-  for (int i = threadIdx.x; i < level.chunks; i += kThreads)
-    background += numbers_of_chunk<A>(level, image, i)[2 * kSoftmaxes];
-  out.background = add_over_block(background, part);
+  __syncthreads();
+  ImageSoftmax<A> out;
+#pragma unroll
+  for (int q = 0; q <= kSoftmaxes; ++q) {
+    double sum = mine.background;
+    if (q < kSoftmaxes) {
+      out.maximum[q] = highest[0][q];
+      for (int w = 1; w < kWarps; ++w) out.maximum[q] = larger(out.maximum[q], highest[w][q]);
+      sum = mine.normaliser[q] * rescale(mine.maximum[q], out.maximum[q]);
+    }
+    sum = add_over_lanes<1, 32>(sum);
+    if (lane_index() == 0) part[warp_index()][q] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int q = 0; q <= kSoftmaxes; ++q) {
+    double& sum = q < kSoftmaxes ? out.normaliser[q] : out.background;
+    sum = part[0][q];
+    for (int w = 1; w < kWarps; ++w) sum += part[w][q];
+  }
   return out;
 }
 

@@ -144,6 +144,8 @@ static std::tuple<Tensors, Tensors> backward_op(Tensor grads, Tensors student, T
   for (size_t level = 0; need_student && level < student.size(); ++level) {
     grad_student.push_back(torch::stable::empty_like(student[level]));
     Tensor& grad = grad_student.back();
+    STD_TORCH_CHECK(p.levels[level].pixels_dense ? pixels_dense(grad) : channels_dense(grad), "student[", level,
+                    "]: expected strides that its gradient can have");
     out.student.push_back(features_of(grad, grad.mutable_data_ptr(), p.levels[level].pixels_dense));
   }
   for (size_t i = 0; need_gc && i < gc.size(); ++i) {

@@ -83,6 +83,7 @@ struct GcLevel {
   void* moments[2];       // [N][2] mean and 1/deviation of hidden_sums
   void* context_grad;     // [2][N][C]
   const void* key_parts;  // [N][chunks][2][C]
+  double* shift_parts;    // [N][blocks of kGcRows channels], see gc_block.cu
   double weight;          // of L_gl, over N
 };
 
@@ -115,8 +116,8 @@ FGD_HOST_DEVICE int gc_parameter_blocks(int channels, int hidden) {
 struct TermsParams {
   struct {
     const double* image_numbers;  // [N][kImageNumbers]
-    const void* stats;            // [N][kStats][C], where there is a GcBlock
-    int channels, pixels;
+    const double* shift_parts;    // of GcLevel
+    int channels, pad;
     double weights[kTerms];  // over N
   } levels[kMaxLevels];
   int level_count, images;

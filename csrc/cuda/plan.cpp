@@ -240,7 +240,7 @@ static void add_merge_launches(Plan& plan, int variant, const PyramidParams& par
 }
 
 static void add_terms_launch(Plan& plan, const Pyramid& p, size_t first, int variant, const PyramidParams& params,
-                             const ForwardOutput& out) {
+                             const GcParams& gc, const ForwardOutput& out) {
   TermsParams terms;
   std::memset(static_cast<void*>(&terms), 0, sizeof(terms));
   terms.level_count = params.level_count;
@@ -253,9 +253,8 @@ static void add_terms_launch(Plan& plan, const Pyramid& p, size_t first, int var
     const Level& level = params.levels[l];
     auto& to = terms.levels[l];
     to.image_numbers = level.image_numbers;
-    to.stats = level.stats;
+    to.shift_parts = gc.levels[l].shift_parts;
     to.channels = level.channels;
-    to.pixels = level.pixels;
     for (int k = 0; k < kTerms; ++k) to.weights[k] = level.weights[k];
   }
   plan.terms.push_back(terms);
@@ -277,18 +276,22 @@ Plan plan_forward(const Pyramid& p, const ForwardOutput& out, void* memory, int 
     }
     add_tile_launches(plan, p, first, kForward, params);
     add_merge_launches(plan, wide, params);
+    GcParams gc = gc_params_of(p, first, params, nullptr);
     if (p.has_gc_block) {
-      GcParams gc = gc_params_of(p, first, params, nullptr);
-      for (int l = 0; l < gc.level_count; ++l)
+      for (int l = 0; l < gc.level_count; ++l) {
+        GcLevel& level = gc.levels[l];
         for (int net = 0; net < 2; ++net)
-          gc.levels[l].hidden_sums[net] = scratch.take(int64_t{p.images} * gc.levels[l].hidden[net] * number);
+          level.hidden_sums[net] = scratch.take(int64_t{p.images} * level.hidden[net] * number);
+        level.shift_parts =
+            static_cast<double*>(scratch.take(int64_t{p.images} * blocks_of(level.channels, kGcRows) * 8));
+      }
       add_gc_launch(plan, kGcHidden, wide, gc, [&](const GcLevel& level) {
         return gc_row_blocks(level.hidden[0], p.images) + gc_row_blocks(level.hidden[1], p.images);
       });
       add_gc_launch(plan, kGcAdded, wide, gc,
                     [&](const GcLevel& level) { return gc_row_blocks(level.channels, p.images); });
     }
-    add_terms_launch(plan, p, first, wide, params, out);
+    add_terms_launch(plan, p, first, wide, params, gc, out);
   }
   plan.scratch_bytes = scratch.used();
   return plan;

@@ -22,11 +22,15 @@ def sectors_over_floor(counts, feature_bytes: int) -> float:
     return counts.global_sectors * 32 / feature_bytes
 
 
-def operator_inputs(dtype: torch.dtype, layout: torch.memory_format, height: int = 32, width: int = 128) -> tuple:
-    """One image of 256 channels with two boxes and GcBlocks: arguments of device.Loss."""
+def operator_inputs(
+    dtype: torch.dtype, layout: torch.memory_format, height: int = 32, width: int = 128, channels: int = 256
+) -> tuple:
+    """One image with two boxes and GcBlocks: arguments of device.Loss."""
     torch.manual_seed(0)
-    features = [torch.randn(1, 256, height, width).to(dtype).contiguous(memory_format=layout) for _ in range(2)]
+    shape, hidden = (1, channels, height, width), channels // 2
+    features = [torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2)]
     boxes = packing.pack_boxes([torch.tensor([[5.0, 5.0, 60.0, 70.0], [30.0, 9.0, 80.0, 90.0]])], [(100, 100)], "cpu")
-    key, transform = ((256,), (1,)), ((128, 256), (128,), (128,), (128,), (256, 128), (256,))
+    key, vector = ((channels,), (1,)), (hidden,)
+    transform = ((hidden, channels), vector, vector, vector, (channels, hidden), (channels,))
     gc_block = [torch.randn(size) for size in key * 2 + transform * 2]
     return features[:1], features[1:], boxes, gc_block

@@ -1,5 +1,6 @@
-// csrc/cuda/operator.cpp for CPU tensors, as fgd_cuda_on_cpu::forward and ::backward: the very code that a GPU's tensors
-// take, between PyTorch and the plan. What it asks CUDA for is answered here, and launches go to whom the test names.
+// csrc/cuda/operator.cpp for CPU tensors, as fgd_cuda_on_cpu::forward and ::backward: the very code that a GPU's
+// tensors take, between PyTorch and the plan. What it asks CUDA for is answered here, and launches go to whom the test
+// names.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
