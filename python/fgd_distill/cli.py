@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
+import fgd_kernels
+
 from .ablate import ablate
 from .data import CocoDataModule
 from .digits import make_digits
 from .export import export_student
+from .help import COMMANDS, help_page
 from .pictures import plot_ap, plot_training, show_attention
+from .predict import predict
 from .training import DetectionModule
 
 CONFIGS = Path(__file__).parent / "configs"
 TOOLS: dict[str, Callable[..., object]] = {
+    "predict": predict,
     "make-digits": make_digits,
     "export-student": export_student,
     "ablate": ablate,
@@ -31,6 +39,7 @@ USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --
 
   fit             trains a detector, alone or with a teacher
   validate        evaluates a checkpoint by COCO metrics
+  predict         writes the detections on a folder of images as COCO results
   make-digits     makes the digits data set
   export-student  writes the student of a checkpoint as a plain state dict
   calibrate       proposes the loss's temperature and weights for two detectors
@@ -40,8 +49,12 @@ USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --
   plot-ap         draws AP by object size
 
 fit, validate and calibrate take --config FILE, more than once: later files and options win. Files shipped with the
-package are found by their names: {configs}
+package are found by their names:
+
+{configs}
 """
+# Abbreviated options would make a slip of a name another option.
+PARSER: dict[str, Any] = {"allow_abbrev": False}
 
 
 class DistillCLI(LightningCLI):
@@ -49,7 +62,7 @@ class DistillCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+        return {name: LightningCLI.subcommands()[name] for name in COMMANDS}
 
 
 def run(args: Sequence[str]) -> LightningCLI:
@@ -68,6 +81,7 @@ def run(args: Sequence[str]) -> LightningCLI:
             save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
+            parser_kwargs=PARSER | {name: PARSER | {"usage": _usage(name)} for name in COMMANDS},
         )
 
 
@@ -79,20 +93,46 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help"):
-        print(USAGE.format(configs=", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))))
+        names = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+        print(USAGE.format(configs=textwrap.fill(names, 116, initial_indent="  ", subsequent_indent="  ")))
         return
     command, options = args[0], args[1:]
+    try:
+        _run_command(command, options)
+    except (ValueError, TypeError, OSError) as error:
+        if not _is_our_own(error):
+            raise
+        sys.exit(f"fgd-distill {command}: {error}")
+
+
+def _run_command(command: str, options: list[str]) -> None:
     if command in TOOLS:
-        auto_cli(TOOLS[command], args=options)
-    elif command in DistillCLI.subcommands():
-        run(args)
+        auto_cli(TOOLS[command], args=options, prog=f"fgd-distill {command}", **PARSER)
+    elif command in COMMANDS:
+        if {"-h", "--help"} & set(options):
+            print(help_page(command))
+        else:
+            run([command, *("--help" if option == "--help-all" else option for option in options)])
     elif command == "calibrate":
         from .calibrate import calibrate  # here, because it builds on DistillCLI
 
         calibrate(options)
     else:
-        expected = ", ".join([*DistillCLI.subcommands(), "calibrate", *TOOLS])
+        expected = ", ".join([*COMMANDS, "calibrate", *TOOLS])
         sys.exit(f"fgd-distill: expected one of the commands {expected}; got {command!r}")
+
+
+def _is_our_own(error: BaseException) -> bool:
+    """Whether one of this project's checks raised it: its message says all, and a traceback would hide it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    packages = {Path(__file__).parent, Path(fgd_kernels.__file__).parent}
+    if not frames or not (frames[-1].line or "").startswith("raise "):
+        return False
+    return bool(packages & set(Path(frames[-1].filename).parents))
+
+
+def _usage(command: str) -> str:
+    return f"fgd-distill {command} --config FILE [--config FILE ...] [--<option> VALUE ...]"
 
 
 def package_config(arg: str) -> str:

@@ -55,7 +55,7 @@ class DetectorConfig:
     """A detector as a configuration file describes it.
 
     Args:
-        name: one of ``detector_names()``.
+        name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn`` or ``maskrcnn_resnext101_64x4d_fpn``.
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.

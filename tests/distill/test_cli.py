@@ -97,6 +97,56 @@ def test_help_and_unknown_commands(capsys):
         cli.main(["train"])
 
 
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_help_of_training_is_a_page(capsys, command):
+    cli.main([command, "--help"])
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) < 100 and max(map(len, told.splitlines())) <= 120
+    for option in ("--ckpt_path", "lr_milestones", "teacher_cache", "temperature", "train_transforms", "--help-all"):
+        assert option in told
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help-all"])
+    assert "--trainer.accumulate_grad_batches" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", cli.TOOLS)
+def test_help_of_the_tools_names_the_command(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"usage: fgd-distill {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "fit --config=digits_student.yaml --model.studnt=1",
+        "fit --config=digits_student.yaml --trainer.max_step=3",  # not taken for max_steps
+        "fit --config=digits_student.yaml --config=digits_fgd.yaml --model.fgd.alpa=3",
+        "fit --config=nothing.yaml",
+        "predict images out.json --chckpoint=x",
+    ],
+)
+def test_wrong_keys_give_short_errors(capsys, options):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(options.split())
+    told = capsys.readouterr().err
+    wrong = options.split()[-1].split("=")[0].split(".")[-1].removeprefix("--")
+    assert ("nothing.yaml" if wrong == "config" else wrong) in told
+    assert len(told.splitlines()) < 16
+
+
+def test_our_own_checks_end_without_a_traceback(digits, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="fgd-distill validate: expected a folder of images"):
+        cli.main(["validate", "--config=digits_student.yaml", f"--data.root={tmp_path}", "--trainer.logger=false"])
+
+    def unforeseen(images: str):
+        int("not a number")
+
+    monkeypatch.setitem(cli.TOOLS, "predict", unforeseen)
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["predict", "x"])
+
+
 def test_shares_of_a_step_add_up(distilled):
     _, ran = distilled
     cost = measure_step(ran.model.distiller, next(iter(ran.datamodule.train_dataloader())), repeats=2)

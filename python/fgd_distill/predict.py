@@ -1,0 +1,161 @@
+"""Detections of a folder of images, as a COCO results file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as F
+from tqdm import tqdm
+
+from .coco import open_coco
+from .evaluation import coco_results
+from .export import student_state_dict
+from .files import atomic_write
+from .models import DetectorConfig, build_detector
+
+log = logging.getLogger(__name__)
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass
+class NamedImage:
+    """One image to look at.
+
+    Args:
+        image_id: in the results.
+        path: of its file.
+        pixels: float32 (3, H, W) in 0..1; None before it is read, and if it cannot be.
+    """
+
+    image_id: int
+    path: Path
+    pixels: Tensor | None = None
+
+
+class _Images(Dataset):
+    def __init__(self, images: list[NamedImage]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> NamedImage:
+        image = self.images[index]
+        try:
+            with Image.open(image.path) as file:
+                pixels = F.to_dtype(F.pil_to_tensor(file.convert("RGB")), torch.float32, scale=True)
+        except Exception as error:  # PIL raises a dozen types for files that are cut or damaged
+            log.warning("unreadable image, left out: %s: %s", image.path, error)
+            pixels = None
+        return NamedImage(image.image_id, image.path, pixels)
+
+
+def predict(
+    images: str,
+    output: str,
+    checkpoint: str | None = None,
+    detector: DetectorConfig | None = None,
+    annotations: str | None = None,
+    score_threshold: float = 0.05,
+    batch_size: int = 1,
+    num_workers: int = 2,
+    device: str = "auto",
+) -> Path:
+    """Detects objects on a folder of images and writes them as a COCO results json.
+
+    Args:
+        images: the folder of the images.
+        output: the json to write: a list of {image_id, category_id, bbox [x, y, width, height], score}, and with
+            Mask R-CNN segmentation; without annotations also file_name.
+        checkpoint: of fgd-distill fit; its student detects.
+        detector: instead of a checkpoint: a detector's name, num_classes and weights.
+        annotations: a COCO json whose images, with their ids, are taken. Without it all images of the folder are; their
+            ids are the numbers that they are named by, or else 1, 2, ... in the order of the names.
+        score_threshold: detections below are left out.
+        batch_size: images at a time. Images of different sizes are padded to the largest, which moves scores a little.
+        num_workers: processes that load images; 0 loads them in this one.
+        device: cpu, cuda, or auto: cuda where there is one.
+
+    Returns:
+        the path of the json.
+
+    Raises:
+        FileNotFoundError: the folder, checkpoint or annotations are missing.
+        ValueError: there are no images, or not one of checkpoint and detector with weights.
+    """
+    model = _detector(checkpoint, detector)
+    listed = _listed(Path(images), annotations)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loader = DataLoader(_Images(listed), batch_size, num_workers=num_workers, collate_fn=list)
+    results, unread = [], 0
+    for image, prediction in _predictions(model.to(device).eval(), tqdm(loader, desc="predict"), device):
+        if prediction is None:
+            unread += 1
+            continue
+        kept = prediction["scores"] >= score_threshold
+        found = coco_results(image.image_id, {name: value[kept] for name, value in prediction.items()})
+        results += found if annotations else [{**result, "file_name": image.path.name} for result in found]
+    atomic_write(output, lambda temporary: temporary.write_text(json.dumps(results)))
+    skipped = f"; {unread} images could not be read" if unread else ""
+    print(f"wrote {len(results)} detections on {len(listed) - unread} images to {output}{skipped}")
+    return Path(output)
+
+
+@torch.no_grad()
+def _predictions(model: nn.Module, batches: Any, device: str) -> Iterator[tuple[NamedImage, dict[str, Tensor] | None]]:
+    for batch in batches:
+        readable = [image for image in batch if image.pixels is not None]
+        found = model([image.pixels.to(device) for image in readable]) if readable else []
+        yield from zip(readable, ({name: value.cpu() for name, value in one.items()} for one in found), strict=True)
+        yield from ((image, None) for image in batch if image.pixels is None)
+
+
+def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> nn.Module:
+    if (checkpoint is None) == (detector is None):
+        got = "neither" if checkpoint is None else "both"
+        raise ValueError(f"checkpoint: expected either it or a detector with weights, got {got}")
+    if detector is not None:
+        if detector.weights is None:
+            raise ValueError("detector.weights: expected a file with trained weights, got None: it would see noise")
+        return build_detector(detector)
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{checkpoint}: expected a checkpoint of fgd-distill fit, could not read it: {error}"
+        ) from error
+    if "detector" not in content:
+        raise ValueError(f"{checkpoint}: expected a checkpoint of fgd-distill fit, got the keys {sorted(content)[:8]}")
+    model = build_detector(DetectorConfig(**content["detector"]))
+    model.load_state_dict(student_state_dict(content))
+    return model
+
+
+def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:
+    if annotations is not None:
+        dataset = open_coco(folder, Path(annotations))
+        return [NamedImage(image_id, folder / dataset.coco.imgs[image_id]["file_name"]) for image_id in dataset.ids]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"images: expected a folder, found none at {folder}")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(
+            f"images: expected a folder with images ({', '.join(sorted(SUFFIXES))}), found none in {folder}"
+        )
+    numbers = [int(path.stem) if path.stem.isdecimal() else None for path in paths]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(1, len(paths) + 1))
+    return [NamedImage(number, path) for number, path in zip(numbers, paths, strict=True)]
