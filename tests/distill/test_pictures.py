@@ -12,7 +12,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fgd_distill import cli, pictures
-from fgd_distill.models import digits_student, digits_teacher
+from fgd_distill.models import DetectorConfig, digits_student, digits_teacher
 from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import read_metrics, smooth
 from fgd_distill.pictures.images import coco_image
@@ -187,7 +187,7 @@ def test_students_are_measured_against_the_teacher(pair):
     assert off > 0 and f"student, off by {off:.2f}" in titles
 
 
-def test_wrong_attention_options(pair, digits, weights, tmp_path):
+def test_wrong_attention_options(pair):
     student, teacher = pair
     image = torch.rand(3, 128, 128)
     with pytest.raises(ValueError, match=r"no module 'backbone.fpm'; close names are \['backbone.fpn'"):
@@ -200,22 +200,28 @@ def test_wrong_attention_options(pair, digits, weights, tmp_path):
         pictures.draw_attention(pictures.view_attention(teacher, {"student": student}, image), [3])
     with pytest.raises(ValueError, match="students: expected models by names"):
         pictures.view_attention(teacher, {}, image)
-    output = tmp_path / "a.png"
-    for more, error, words in (
-        ([], ValueError, "expected either image, or images and annotations"),
-        ([f"--image={tmp_path / 'none.jpg'}"], FileNotFoundError, "image: expected a file, found none"),
-        ([f"--image={weights / 'teacher.pt'}"], ValueError, "expected an image file, could not read"),
-        ([f"--image={DEMO_TABLE}", "--teacher.weights=null"], ValueError, "it would look at noise"),
-        ([f"--image={DEMO_TABLE}", "--output=a.jpg"], ValueError, "ends in .png, got 'a.jpg'"),
-        (
-            [f"--images={digits}/images/val", f"--annotations={digits}/annotations/val.json", "--index=6"],
-            ValueError,
-            "index: expected 0 to 5",
-        ),
+
+
+def test_wrong_images_and_files(digits, weights, tmp_path):
+    untrained = DetectorConfig("digits_teacher", 11)
+    models = {
+        "teacher": DetectorConfig("digits_teacher", 11, str(weights / "teacher.pt")),
+        "student": DetectorConfig("digits_student", 11),
+        "output": str(tmp_path / "a.png"),
+    }
+    folder = {"images": str(digits / "images" / "val"), "annotations": str(digits / "annotations" / "val.json")}
+    for options, error, words in (
+        ({}, ValueError, "expected either image, or images and annotations"),
+        ({"images": folder["images"]}, ValueError, "expected either image, or images and annotations"),
+        ({"image": str(tmp_path / "none.jpg")}, FileNotFoundError, "image: expected a file, found none"),
+        ({"image": str(weights / "teacher.pt")}, ValueError, "expected an image file, could not read"),
+        ({"image": str(DEMO_TABLE), "teacher": untrained}, ValueError, "it would look at noise"),
+        ({"image": str(DEMO_TABLE), "output": "a.jpg"}, ValueError, "ends in .png, got 'a.jpg'"),
+        ({**folder, "index": 6}, ValueError, "index: expected 0 to 5"),
     ):
         with pytest.raises(error, match=words):
-            cli.main(attention_args(weights, output, *more))
-    assert not output.exists()
+            pictures.show_attention(**(models | options))
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_training_curves_of_two_runs(run_folder, tmp_path, capsys):
