@@ -46,8 +46,14 @@ def storage(tensor: torch.Tensor) -> torch.Tensor:
 class Device:
     """Tensors in the interpreter's memory, and the two passes over them."""
 
-    def __init__(self, multiprocessors: int = 4, check_races: bool = True, threads_per_batch: int = 8192):
-        self.gpu = GPU(check_races=check_races, threads_per_batch=threads_per_batch)
+    def __init__(
+        self,
+        multiprocessors: int = 4,
+        check_races: bool = True,
+        check_blocks: bool = False,
+        threads_per_batch: int = 8192,
+    ):
+        self.gpu = GPU(check_races=check_races, check_blocks=check_blocks, threads_per_batch=threads_per_batch)
         self.multiprocessors = multiprocessors
         self.counts: dict[str, Counts] = {}
         self.launches: list[str] = []

@@ -27,6 +27,7 @@ LARGE = [
     Case("many channels", ((600, 3, 11),), (2,), loss=BALANCED),
     Case("many channels, channels_last, bfloat16", ((600, 3, 11),), (2,), *[torch.bfloat16] * 2, True, loss=BALANCED),
     Case("nine levels", ((8, 5, 4),) * 9, (2,), loss=BALANCED),
+    Case("more images than lanes", ((8, 3, 4), (9, 2, 2)), (1,) * 35, loss=BALANCED),
 ]
 
 
@@ -112,6 +113,14 @@ def test_same_bits_again(layout):
     once, again = (run(inputs, threads_per_batch=threads)[0] for threads in (256, 4096))
     for a, b in zip(flatten(once), flatten(again), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_blocks_do_not_depend_on_each_other(dtype, layout):
+    """No block of a launch reads or overwrites what another one of it wrote, the merge in place included."""
+    inputs = pyramid(dtype, ((40, 33, 17), (40, 3, 5)), images=9, layout=layout)
+    run(inputs, multiprocessors=64, check_blocks=True)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])

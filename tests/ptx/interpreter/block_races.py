@@ -24,6 +24,8 @@ class BlockTrace:
         self.reader = np.zeros(size // cell + 64, np.int32)
 
     def _cells(self, address, width):
+        if int(address.max()) // self.cell + 32 >= len(self.writer):  # a variable that was placed since
+            self.writer, self.reader = (np.concatenate([a, np.zeros_like(a)]) for a in (self.writer, self.reader))
         first = (address // self.cell)[:, None]
         count = max(width // self.cell, 1)
         return first if count == 1 else first + np.arange(count)
