@@ -290,7 +290,7 @@ def _check_models(student: nn.Module, teacher: nn.Module) -> None:
                 f"{role}: expected the plain detector, got it in {type(model).__name__}; wrap the distiller instead, "
                 "so that the criterion's parameters are synchronised, too"
             )
-        if isinstance(model, torch._dynamo.OptimizedModule):
+        if hasattr(model, "_orig_mod"):  # without the import of torch._dynamo, which takes seconds
             raise TypeError(f"{role}: expected the plain detector, got torch.compile's; compile it by {role}.compile()")
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
     if shared:
