@@ -1,11 +1,16 @@
-"""What can be said about the CUDA kernels without a GPU: a row for every kernel, type, layout and architecture.
+"""What can be said about the GPU kernels without a GPU: a row for every kernel, type, layout and architecture.
 
     python bench/gpu_report.py                          all of it: CSV, JSON and plot in bench/results/gpu_report.*
-    python bench/gpu_report.py --architectures sm_90    fewer architectures: nvcc takes most of the time
+    python bench/gpu_report.py --architectures sm_90    fewer architectures: the compilers take most of the time
+    python bench/gpu_report.py --without-triton
 
-Registers, spills and shared memory are nvcc's own words (-Xptxas -v) for that architecture. Instructions and sectors
-come from executing the kernel's PTX in the interpreter of tests/ptx, at 256 channels. Occupancy follows from registers,
-threads and shared memory; bytes in flight are those of the tile that a block has on its way while it computes another.
+Registers, spills and shared memory are the compilers' own words for that architecture: nvcc -Xptxas -v for CUDA C++,
+bench/gpu_report_triton.py for Triton. Instructions and sectors of the CUDA kernels come from executing their PTX in the
+interpreter of tests/ptx: one image of 32x128 pixels and 256 channels in four chunks (the generic kernels: 16x64 pixels
+and 512 channels). They count per pair of a student's and a teacher's element; sectors are all that the kernel moves,
+over the floor of its pass, which is two feature maps forward and three backward. The steps between the passes stand in
+the same units: what they add. Occupancy follows from registers, threads and shared memory; bytes in flight are those
+of the tile that a block has on its way while it computes another, for all blocks that a multiprocessor holds.
 
 The predicted time is a bound, not a measurement: the larger of sectors over the memory's bandwidth and of warp
 instructions over the issue rate, for the five levels of an 800x1344 batch of 8.
@@ -25,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ptx"), str(ROOT / "tests" / "cuda")]
 
 import torch  # noqa: E402
-from compiled import CUDA, missing  # noqa: E402
+from compiled import CUDA, UNITS, missing  # noqa: E402
 from device import Loss  # noqa: E402
 from measures import instructions, operator_inputs, sectors_over_floor  # noqa: E402
 
@@ -33,9 +38,11 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-UNITS = {"forward": 2, "backward": 3}  # of N·C·H·W elements, that a pass reads and writes at least
+PASSES = {"forward": 2, "backward": 3}  # feature maps that a pass reads and writes at least
+FORWARD_STEPS = ("forward", "merge", "finish", "gc_hidden", "gc_added", "terms")
 PAIRS = 8 * 256 * sum(h * w for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11)))
 THREADS = 256
+PREDICTED = "predicted, not measured"
 
 # (architecture, multiprocessors, clock in GHz, memory bandwidth in GB/s), from the vendors' data sheets.
 DEVICES = {
@@ -55,100 +62,148 @@ LIMITS = {
 }
 
 
-def executed(dtype: str, layout: str) -> dict[str, dict]:
-    """Instructions an element pair and sectors over the floor, forward and backward, from the interpreter."""
-    inputs = operator_inputs(DTYPES[dtype], LAYOUTS[layout])
-    loss = Loss(*inputs, multiprocessors=4, check_races=False)
+# ---- executed ------------------------------------------------------------------------------------------------------
+
+
+def executed(dtype: torch.dtype, layout: torch.memory_format, **shape: int) -> dict[str, dict]:
+    """Of every launch of a step, by the kernel's name: instructions an element pair, sectors over the pass's floor."""
+    loss = Loss(*operator_inputs(dtype, layout, **shape), multiprocessors=4, check_races=False)
     loss.forward()
     loss.backward((1.0, 1.0, 1.0, 1.0))
-    pairs = loss.student[0].numel()
-    out = {}
-    for step, units in UNITS.items():
-        counts = loss.device.counts[f"fgd_{step}_{layout}_{dtype}"]
-        out[step] = {
-            "instructions_per_pair": round(instructions(counts) / pairs, 2),
-            "ptx_instructions_per_pair": round(counts.thread_instructions / pairs, 2),
-            "sectors_over_floor": round(sectors_over_floor(counts, pairs * DTYPES[dtype].itemsize * units), 4),
-            "shared_wavefronts_per_warp_pair": round(counts.shared_wavefronts * 32 / pairs, 2),
+    pairs, found = loss.student[0].numel(), {}
+    for name, counts in loss.device.counts.items():
+        step = name.removeprefix("fgd_").rsplit("_", 1)[0]
+        maps = PASSES["forward" if step.startswith(FORWARD_STEPS) else "backward"]
+        found[name] = {
+            "instructions_per_pair": round(instructions(counts) / pairs, 3),
+            "ptx_instructions_per_pair": round(counts.thread_instructions / pairs, 3),
+            "sectors_over_floor": round(sectors_over_floor(counts, pairs * dtype.itemsize * maps), 4),
+            "shared_wavefronts_per_warp_pair": round(counts.shared_wavefronts * 32 / pairs, 3),
         }
-    return out
-
-
-def compiled_for(unit: str, architecture: str) -> dict[str, dict]:
-    """Registers, spills and shared memory of every kernel of a unit."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["-cubin", "-std=c++17", "-O3", f"-arch={architecture}", "-Xptxas", "-v"]
-        paths = [f"-I{CUDA}", f"-I{CUDA.parent / 'include'}", "-o", os.path.join(folder, "out.cubin")]
-        command = ["nvcc", *flags, *paths, CUDA / f"{unit}.cu"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    found = {}
-    for part in said.split("Compiling entry function '")[1:]:
-        numbers = [r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes smem"]
-        registers, spills, shared = (int(m[1]) if (m := re.search(n, part)) else 0 for n in numbers)
-        found[part.split("'")[0]] = {"registers": registers, "spills": spills, "shared_bytes": shared}
     return found
 
 
-def blocks_per_multiprocessor(architecture: str, registers: int, shared: int) -> int:
-    """How many blocks of THREADS threads fit."""
-    kib, threads = LIMITS[architecture]
-    by_registers = 65_536 // (-(-registers // 8) * 8 * THREADS)
-    return min(by_registers, threads // THREADS, kib * 1024 // (shared + 1024))
+def executed_kernels() -> list[tuple[dict, dict]]:
+    """(what was run, what was seen) of every kernel of float32 sums."""
+    out = []
+    for layout, memory_format in LAYOUTS.items():
+        for dtype, torch_dtype in DTYPES.items():
+            run = {"dtype": dtype, "layout": layout, "channels": 256}
+            for name, seen in executed(torch_dtype, memory_format).items():
+                small = "nchw" not in name and "nhwc" not in name
+                if not small or (dtype, layout) == ("bf16", "nchw"):  # the steps between are the same for all
+                    out.append(({"kernel": name} | run, seen))
+            run["channels"] = 512
+            for name, seen in executed(torch_dtype, memory_format, channels=512, height=16, width=64).items():
+                if "generic" in name:
+                    out.append(({"kernel": name} | run, seen))
+    return out
 
 
-def predictions(architecture: str, size: int, step: str, seen: dict) -> dict:
+# ---- compiled ------------------------------------------------------------------------------------------------------
+
+
+def compiled_for(unit: str, architectures) -> dict[tuple[str, str], dict]:
+    """Registers, spills and shared memory, by (kernel, architecture), of csrc/cuda/<unit>.cu."""
+    with tempfile.TemporaryDirectory() as folder:
+        targets = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in architectures]
+        flags = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v", *targets, f"-I{CUDA}", f"-I{CUDA.parent / 'include'}"]
+        command = ["nvcc", *flags, "-o", os.path.join(folder, "out.fatbin"), CUDA / f"{unit}.cu"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = {}
+    for part in said.split("Compiling entry function ")[1:]:
+        name, architecture = re.match(r"'(\w+)' for '(\w+)'", part).groups()
+        numbers = [r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes smem"]
+        registers, spills, shared = (int(m[1]) if (m := re.search(n, part)) else 0 for n in numbers)
+        found[name, architecture] = {"registers": registers, "spills": spills, "shared_bytes": shared}
+    return found
+
+
+def residency(architecture: str, registers: int, shared: int, threads: int) -> dict:
+    """How many blocks a multiprocessor holds, and which part of its threads that is."""
+    kib, most_threads = LIMITS[architecture]
+    by_registers = 65_536 // (-(-max(registers, 1) // 8) * 8 * threads)
+    blocks = min(by_registers, most_threads // threads, kib * 1024 // (shared + 1024))
+    return {"blocks_per_multiprocessor": blocks, "occupancy": round(blocks * threads / most_threads, 3)}
+
+
+def bytes_in_flight(kernel: str, blocks: int) -> int | None:
+    """Of a multiprocessor: eight packets of 16 bytes a thread, in the kernels that prefetch a tile."""
+    return blocks * THREADS * 8 * 16 if "_nchw_" in kernel or "_nhwc_" in kernel else None
+
+
+def predictions(architecture: str, size: int, maps: int, seen: dict) -> dict:
     """Milliseconds of the pass over PAIRS on the devices of that architecture, as a bound."""
     out = {}
     for name, (of, multiprocessors, ghz, bandwidth) in DEVICES.items():
         if of != architecture:
             continue
-        memory = PAIRS * size * UNITS[step] * seen["sectors_over_floor"] / (bandwidth * 1e9)
+        memory = PAIRS * size * maps * seen["sectors_over_floor"] / (bandwidth * 1e9)
         issue = PAIRS * seen["instructions_per_pair"] / (multiprocessors * 128 * ghz * 1e9)
-        out[f"predicted, not measured: ms on {name}"] = round(max(memory, issue) * 1e3, 3)
-        out[f"predicted, not measured: bound on {name}"] = "memory" if memory >= issue else "instructions"
+        out[f"{PREDICTED}: ms on {name}"] = round(max(memory, issue) * 1e3, 3)
+        out[f"{PREDICTED}: bound on {name}"] = "memory" if memory >= issue else "instructions"
     return out
 
 
-def rows_of(architectures) -> list[dict]:
-    """The table."""
-    rows = []
-    for layout in LAYOUTS:
-        resources = {a: {s: compiled_for(f"{s}_{layout}", a) for s in UNITS} for a in architectures}
-        for dtype in DTYPES:
-            seen = executed(dtype, layout)
-            for step in UNITS:
-                for architecture in architectures:
-                    name = f"fgd_{step}_{layout}_{dtype}"
-                    used = resources[architecture][step][name]
-                    blocks = blocks_per_multiprocessor(architecture, used["registers"], used["shared_bytes"])
-                    row = {"kernel": name, "step": step, "dtype": dtype, "layout": layout, "architecture": architecture}
-                    row |= used | {"blocks_per_multiprocessor": blocks}
-                    row["occupancy"] = round(blocks * THREADS / LIMITS[architecture][1], 3)
-                    row["bytes_in_flight"] = blocks * THREADS * 8 * 16  # eight packets of 16 bytes a thread
-                    row |= seen[step] | predictions(architecture, DTYPES[dtype].itemsize, step, seen[step])
-                    rows.append(row)
-                    print(json.dumps(row, ensure_ascii=False), flush=True)
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def cuda_rows(architectures) -> list[dict]:
+    """The CUDA kernels."""
+    used = {key: value for unit in UNITS for key, value in compiled_for(unit, architectures).items()}
+    rows, named = [], set()
+    for run, seen in executed_kernels():
+        named.add(run["kernel"])
+        for architecture in architectures:
+            resources = used[run["kernel"], architecture]
+            row = {"backend": "cuda"} | run | {"architecture": architecture} | resources
+            row |= residency(architecture, resources["registers"], resources["shared_bytes"], THREADS)
+            row["bytes_in_flight"] = bytes_in_flight(run["kernel"], row["blocks_per_multiprocessor"])
+            row |= seen
+            if step := re.match(r"fgd_(forward|backward)_n", run["kernel"]):
+                row |= predictions(architecture, DTYPES[run["dtype"]].itemsize, PASSES[step[1]], seen)
+            rows.append(row)
+    for (kernel, architecture), resources in used.items():  # those of double sums, for gradient checks
+        if kernel not in named:
+            rows.append({"backend": "cuda", "kernel": kernel, "architecture": architecture} | resources)
     return rows
 
 
-def small_kernels(architectures) -> list[dict]:
-    """Registers, spills and shared memory of all other kernels."""
-    units = ("forward_generic", "backward_generic", "merge", "gc_block", "gc_backward")
-    return [
-        {"kernel": name, "architecture": architecture} | used
-        for architecture in architectures
-        for unit in units
-        for name, used in compiled_for(unit, architecture).items()
-    ]
+def triton_rows(architectures) -> list[dict]:
+    """The Triton kernels that pass over the features, as far as a compiler tells."""
+    import gpu_report_triton
+
+    targets = [a[3:] for a in architectures if a[3:] in gpu_report_triton.TARGETS] + ["gfx942"]
+    rows = []
+    for found in gpu_report_triton.report(
+        targets, ["float32", "bfloat16"], ["contiguous", "channels_last"], 256, False
+    ):
+        nvidia = not found["target"].startswith("gfx")
+        row = {
+            "backend": "triton",
+            "kernel": found["kernel"],
+            "dtype": {"float32": "f32", "bfloat16": "bf16"}[found["features"]],
+            "layout": {"contiguous": "nchw", "channels_last": "nhwc"}[found["layout"]],
+            "channels": found["channels"],
+            "architecture": f"sm_{found['target']}" if nvidia else found["target"],
+            "registers": found["registers"],
+            "spills": found["spilled"],
+            "shared_bytes": found["shared"],
+        }
+        if nvidia:
+            row |= residency(row["architecture"], row["registers"], row["shared_bytes"], 32 * found["warps"])
+        rows.append(row)
+    return rows
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-    """Instructions an element pair against the budget, and predicted times."""
+    """Of the CUDA kernels that pass over the features: instructions against the budget, and predicted times."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = [row for row in rows if re.match(r"fgd_(forward|backward)_n", row["kernel"])]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5))
     kernels = sorted({row["kernel"] for row in rows})
     per_pair = {row["kernel"]: row["instructions_per_pair"] for row in rows}
@@ -159,37 +214,53 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     left.set_xlabel("thread instructions per (student, teacher) element pair")
     width = 0.25
     for i, name in enumerate(DEVICES):
-        key = f"predicted, not measured: ms on {name}"
+        key = f"{PREDICTED}: ms on {name}"
         times = {row["kernel"]: row[key] for row in rows if key in row}
         at = [k + (i - 1) * width for k in range(len(kernels))]
         right.barh(at, [times.get(k, 0) for k in kernels], height=width, label=name)
     right.set_yticks(range(len(kernels)), [k.removeprefix("fgd_") for k in kernels])
-    right.set_xlabel("ms for five levels of an 800×1344 batch of 8: predicted, not measured")
+    right.set_xlabel(f"ms for five levels of an 800×1344 batch of 8: {PREDICTED}")
     right.legend()
     figure.tight_layout()
     figure.savefig(path)
 
 
-def main() -> None:
-    """Compile, execute, print, and write CSV, JSON and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
-    parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "gpu_report.csv")
-    arguments = parser.parse_args()
-    if missing():
-        print(f"gpu_report: nothing done, {missing()}")
-        return
-    rows, small = rows_of(arguments.architectures), small_kernels(arguments.architectures)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(column for row in rows + small for column in row))
-    with open(arguments.output, "w", newline="") as file:
+def write(rows: list[dict], path: pathlib.Path) -> None:
+    """CSV, JSON and plot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows + small)
-    table = {"passes over features": rows, "other kernels": small}
-    arguments.output.with_suffix(".json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
-    plot(rows, arguments.output.with_suffix(".png"))
-    spilling = [row["kernel"] + " on " + row["architecture"] for row in rows + small if row["spills"]]
+        writer.writerows(rows)
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.with_suffix(".json").write_text(f"[\n{lines}\n]\n")
+    plot(rows, path.with_suffix(".png"))
+
+
+def main() -> None:
+    """Compile, execute, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
+    parser.add_argument("--without-triton", action="store_true")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "gpu_report.csv")
+    arguments = parser.parse_args()
+    rows = []
+    if missing():
+        print(f"gpu_report: without the CUDA kernels: {missing()}")
+    else:
+        rows += cuda_rows(arguments.architectures)
+    if not arguments.without_triton:
+        try:
+            rows += triton_rows(arguments.architectures)
+        except ImportError as error:
+            print(f"gpu_report: without the Triton kernels: {error}")
+    if not rows:
+        return
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
+    write(rows, arguments.output)
+    spilling = [f"{row['kernel']} on {row['architecture']}" for row in rows if row["spills"]]
     print("spills: " + (", ".join(spilling) or "none"))
 
 
