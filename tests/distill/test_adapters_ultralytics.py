@@ -1,5 +1,7 @@
 """Ultralytics' YOLO from its YAML files, offline: training steps, frame, predictions and its own batches."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -18,8 +20,10 @@ LOSSES = {"box_loss", "cls_loss", "dfl_loss"}
 @pytest.fixture(scope="module", autouse=True)
 def ultralytics(tmp_path_factory):
     """The package, offline and with its settings in a temporary folder; what it changes elsewhere is put back."""
-    save, options = torch.save, np.get_printoptions()
+    variables, options = set(os.environ), np.get_printoptions()
     with pytest.MonkeyPatch.context() as environment:
+        for owner, name in ((torch, "save"), (Image, "open")):  # it replaces them
+            environment.setattr(owner, name, getattr(owner, name))
         environment.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.mktemp("ultralytics")))
         environment.setenv("YOLO_OFFLINE", "true")
         environment.setenv("YOLO_AUTOINSTALL", "false")
@@ -28,7 +32,8 @@ def ultralytics(tmp_path_factory):
         from ultralytics.nn.tasks import DetectionModel  # noqa: F401
 
         yield package
-    torch.save = save
+    for name in set(os.environ) - variables:
+        del os.environ[name]
     torch.set_printoptions(profile="default")
     np.set_printoptions(**options)
 
