@@ -56,7 +56,7 @@ def sanitizer_cases():
     yield Case("many boxes", levels, (300, 1))
 
 
-@pytest.mark.parametrize("case", sanitizer_cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(sanitizer_cases()), ids=lambda case: case.name)
 def test_sanitizer(case):
     """Small enough for compute-sanitizer."""
     results = evaluate(make_inputs(case, "cuda"), "cuda")
