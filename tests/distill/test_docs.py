@@ -23,6 +23,7 @@ SHORT = {
     "fit": [*DATA, *QUIET, *FIT, "--trainer.limit_val_batches=1"],
     "validate": [*DATA, *QUIET, "--trainer.limit_val_batches=1"],
     "calibrate": [*DATA, "--batches=1"],
+    "predict": ["--num_workers=0"],
 }
 
 
@@ -53,9 +54,9 @@ def test_the_page_on_distilling_runs_from_top_to_bottom(tmp_path, monkeypatch, c
             steps = ["--trainer.max_steps=4"] if any("ckpt_path" in option for option in options) else []
             cli.main([name, *options, *SHORT.get(name, []), *(steps if name == "fit" else [])])
     expected = {"make-digits", "calibrate", "fit", "validate", "export-student"}
-    assert expected | {"show-attention", "plot-training", "plot-ap"} <= set(ran)
+    assert expected | {"predict", "show-attention", "plot-training", "plot-ap"} <= set(ran)
     pictures = ["runs/attention.png", "runs/training.png", "runs/ap.png", "a.png"]
-    for path in ["runs/my_pair/student.pt", "student.pt", *pictures]:
+    for path in ["runs/my_pair/student.pt", "runs/detections.json", "student.pt", *pictures]:
         assert (tmp_path / path).stat().st_size > 1000
     assert "inherited" in capsys.readouterr().out
 
