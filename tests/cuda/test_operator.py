@@ -140,9 +140,20 @@ def test_slices(layout, launches):
         torch.testing.assert_close(a, b)
 
 
+def test_one_column_of_a_map(launches):
+    """Pixels lie a row apart: the stride of the width, which is one, counts for nothing."""
+    student, teacher = (
+        torch.randn(3, 24, 6, 5).contiguous(memory_format=torch.channels_last)[..., 1:2] for _ in range(2)
+    )
+    found = [gradients(s, t) for s, t in ((student, teacher), (student.contiguous(), teacher.contiguous()))]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def gradients(student, teacher):
     torch.manual_seed(3)
-    criterion = fgd.FGDLoss(24, 24, 1, backend="shim")
+    criterion = fgd.FGDLoss(24, 24, 1)
+    criterion.backend = "shim"
     leaf = student.detach().requires_grad_()
     loss = sum(criterion([leaf], [teacher], [torch.tensor([[0.0, 0.0, 30.0, 40.0]])] * 3, [(64, 64)] * 3).values())
     return [loss.detach(), *torch.autograd.grad(loss, [leaf, *criterion.parameters()])]
