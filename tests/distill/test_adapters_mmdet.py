@@ -203,12 +203,13 @@ def test_training_steps_lower_the_loss_and_boxes_share_the_maps_frame(config, ow
     assert_steps_lower_the_loss(distiller, two_images(), own, steps=10)
 
 
-def test_the_batch_is_what_its_own_loader_would_give(pair):
+@pytest.mark.parametrize("config", [retinanet, fcos])  # the one returns lists of losses, the other tensors
+def test_the_batch_is_what_its_own_loader_would_give(config):
     """MMDetection loads BGR in 0..255; losses and batch are the same, given so or as this package's data."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    student, adapter = pair[0].train(), MMDetectionAdapter()
+    student, adapter = build(config()).train(), MMDetectionAdapter()
     pixels = [
         torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8),
         torch.randint(0, 256, (3, 60, 48), dtype=torch.uint8),
