@@ -45,9 +45,11 @@ inline bool pixels_dense(const Tensor& t) {
   return (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == t.size(3));
 }
 
-// channels_last, or a slice of it: all channels of a pixel in a row, pixels at one distance.
+// channels_last, or a slice of it: all channels of a pixel in a row, pixels at one distance, and side by side (not one
+// pixel expanded to many: a gradient has no such layout).
 inline bool channels_dense(const Tensor& t) {
-  return (t.size(1) == 1 || t.stride(1) == 1) &&
+  const int64_t pixel = t.size(3) > 1 ? t.stride(3) : t.stride(2);
+  return (t.size(1) == 1 || t.stride(1) == 1) && (t.size(2) * t.size(3) == 1 || pixel >= t.size(1)) &&
          (t.size(2) == 1 || t.size(3) == 1 || t.stride(2) == t.size(3) * t.stride(3));
 }
 

@@ -1,6 +1,7 @@
 """Ground truth, packed once a step and shared by all levels; the one place where boxes are checked."""
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,10 +54,8 @@ def pack_boxes(
     sizes = _pack_sizes(image_sizes, len(boxes), device, validate)
     for index, box in enumerate(boxes):
         _check_box_tensor(box, index, device)
-    values = torch.cat([box.detach().float() for box in boxes]) if len(boxes) else sizes.new_zeros((0, 4))
-    ends = [0]
-    for box in boxes:
-        ends.append(ends[-1] + box.shape[0])
+    values = torch.cat(list(boxes)).detach().float() if len(boxes) else sizes.new_zeros((0, 4))
+    ends = [0, *itertools.accumulate(box.shape[0] for box in boxes)]
     offsets = torch.tensor(ends, dtype=torch.int32).to(device, non_blocking=True)
     if validate or _readable(values):
         _check_values(values, ends)
@@ -82,11 +81,17 @@ def _readable(values: Tensor) -> bool:
 
 def _pack_sizes(image_sizes: Sequence[Sequence[float]] | Tensor, images: int, device: torch.device, validate: bool):
     if isinstance(image_sizes, Tensor):
+        if (
+            image_sizes.is_complex()
+            or image_sizes.dtype == torch.bool
+            or image_sizes.is_meta != (device.type == "meta")
+        ):
+            raise TypeError(
+                f"image_sizes: expected a tensor of numbers, got {image_sizes.dtype} on {image_sizes.device}"
+            )
         sizes = image_sizes.detach().to(device, torch.float32)
     else:
-        if any(len(size) != 2 for size in image_sizes):
-            raise ValueError(f"image_sizes: expected (height, width) for every image, got {list(image_sizes)}")
-        rows = [[float(size[0]), float(size[1])] for size in image_sizes]
+        rows = _size_rows(image_sizes)
         if not torch.compiler.is_compiling():
             _check_sizes(rows)
         sizes = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 2).to(device, non_blocking=True)
@@ -98,6 +103,16 @@ def _pack_sizes(image_sizes: Sequence[Sequence[float]] | Tensor, images: int, de
     if isinstance(image_sizes, Tensor) and (validate or _readable(sizes)):
         _check_sizes(sizes.tolist())
     return sizes
+
+
+def _size_rows(image_sizes: Sequence[Sequence[float]]) -> list[list[float]]:
+    try:
+        rows = [[float(number) for number in size] for size in image_sizes]
+    except (TypeError, ValueError):
+        raise TypeError(f"image_sizes: expected one (height, width) an image, got {image_sizes!r}") from None
+    if any(len(row) != 2 for row in rows):
+        raise ValueError(f"image_sizes: expected (height, width) for every image, got {list(image_sizes)}")
+    return rows
 
 
 def _check_sizes(rows: list[list[float]]) -> None:
@@ -113,6 +128,8 @@ def _check_box_tensor(box: Tensor, index: int, device: torch.device) -> None:
         raise TypeError(f"boxes[{index}]: expected a tensor (n, 4), got {type(box).__name__}")
     if box.dtype not in _FLOATS:
         raise TypeError(f"boxes[{index}]: expected a floating-point tensor, got {box.dtype}")
+    if box.layout != torch.strided or box.is_nested:
+        raise TypeError(f"boxes[{index}]: expected a dense tensor (n, 4), got {box.layout}, nested: {box.is_nested}")
     if box.ndim != 2 or box.shape[1] != 4:
         raise ValueError(f"boxes[{index}]: expected shape (n, 4), got {tuple(box.shape)}")
     if box.device != device:
@@ -120,6 +137,12 @@ def _check_box_tensor(box: Tensor, index: int, device: torch.device) -> None:
 
 
 def _check_values(values: Tensor, ends: list[int]) -> None:
+    if not len(values):
+        return
+    # Finite and >= 0 only if all four numbers are finite, x1 <= x2 and y1 <= y2.
+    low, high = (values[:, 2:] - values[:, :2]).aminmax()
+    if float(low) >= 0 and float(high) < float("inf"):
+        return
     good = values.isfinite().all(1) & (values[:, :2] <= values[:, 2:]).all(1)
     if not bool(good.all()):
         row = int((~good).nonzero()[0])

@@ -1,6 +1,7 @@
 """The functional call: checks the features, packs the boxes, runs the operator."""
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -72,10 +73,16 @@ def fgd_loss(
     if not split:
         packed = packed._replace(values=packed.values[:0], offsets=torch.zeros_like(packed.offsets))
     _check_gc_block(gc_block, teachers)
-    if not temperature > 0:
-        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
-    if attention not in ATTENTIONS:
-        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    check_settings(
+        alpha=alpha,
+        beta=beta,
+        gamma=gamma,
+        lambda_=lambda_,
+        temperature=temperature,
+        attention=attention,
+        level_weights=level_weights,
+        levels=len(students),
+    )
     weights = [
         factor * weight
         for factor in _level_factors(level_weights, students)
@@ -93,6 +100,37 @@ def fgd_loss(
     )
     losses = dict(zip(LOSS_NAMES, terms, strict=True))
     return (losses, levels) if return_levels else losses
+
+
+def check_settings(*, alpha, beta, gamma, lambda_, temperature, attention, level_weights, levels) -> None:
+    """Raise TypeError or ValueError unless these are what `fgd_loss` takes for a pyramid of `levels` levels."""
+    for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma), ("lambda_", lambda_)):
+        _check_weight(name, value)
+    _check_number("temperature", temperature, "> 0")
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    if level_weights is None or (isinstance(level_weights, str) and level_weights == "inverse_area"):
+        return
+    if isinstance(level_weights, str) or not isinstance(level_weights, Sequence):
+        kind = ValueError if isinstance(level_weights, str) else TypeError
+        raise kind(f"level_weights: expected numbers, 'inverse_area' or None, got {level_weights!r}")
+    if len(level_weights) != levels:
+        raise ValueError(f"level_weights: expected {levels} numbers, one a level, got {len(level_weights)}")
+    for level, value in enumerate(level_weights):
+        _check_weight(f"level_weights[{level}]", value)
+
+
+def _check_weight(name: str, value) -> None:
+    _check_number(name, value, ">= 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+
+
+def _check_number(name: str, value, range_: str) -> None:
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise TypeError(f"{name}: expected a number {range_}, got {value!r} of type {type(value).__name__}")
 
 
 def _as_levels(features: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
@@ -128,6 +166,8 @@ def _check_level(features: Tensor, name: str, first: Tensor, student: Tensor) ->
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {features.dtype}")
     if features.dtype != first.dtype:
         raise TypeError(f"{name}: expected one dtype for all levels, {first.dtype}, got {features.dtype}")
+    if features.layout != torch.strided or features.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got {features.layout}, nested: {features.is_nested}")
     if features.ndim != 4:
         raise ValueError(f"{name}: expected shape (N, C, H, W), got {tuple(features.shape)}")
     n, c, h, w = features.shape
@@ -156,45 +196,42 @@ def _pack(boxes, image_sizes, first: Tensor, validate: bool) -> PackedBoxes:
 
 
 def _check_gc_block(gc_block: Sequence[Tensor], teachers: list[Tensor]) -> None:
+    if not isinstance(gc_block, Sequence):
+        raise TypeError(f"gc_block: expected a list of tensors, which may be empty, got {type(gc_block).__name__}")
     if gc_block and len(gc_block) != GC_BLOCK_SIZE * len(teachers):
         raise ValueError(
             f"gc_block: expected {GC_BLOCK_SIZE} tensors for each of {len(teachers)} levels, got {len(gc_block)}"
         )
-    work = torch.promote_types(teachers[0].dtype, torch.float32)
+    device = teachers[0].device
     for index, tensor in enumerate(gc_block):
-        level, which = divmod(index, GC_BLOCK_SIZE)
-        channels = teachers[level].shape[1]
-        hidden = gc_block[level * GC_BLOCK_SIZE + (4 if which < 10 else 10)].shape[0]
-        expected = _gc_block_shape(which, channels, hidden)
-        if tuple(tensor.shape) != expected:
-            raise ValueError(f"gc_block[{index}]: expected shape {expected}, got {tuple(tensor.shape)}")
-        if tensor.device != teachers[0].device:
-            raise ValueError(f"gc_block[{index}]: expected device {teachers[0].device}, got {tensor.device}")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"gc_block[{index}]: expected a tensor, got {type(tensor).__name__}")
+        if tensor.device != device:
+            raise ValueError(f"gc_block[{index}]: expected device {device}, got {tensor.device}")
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f"gc_block[{index}]: expected {work}, got {tensor.dtype}")
+            raise TypeError(f"gc_block[{index}]: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    for first in range(0, len(gc_block), GC_BLOCK_SIZE):
+        shapes = [tensor.shape for tensor in gc_block[first : first + GC_BLOCK_SIZE]]
+        expected = _gc_block_shapes(teachers[first // GC_BLOCK_SIZE].shape[1], shapes)
+        if shapes != expected:
+            index = next(i for i in range(GC_BLOCK_SIZE) if shapes[i] != expected[i])
+            raise ValueError(f"gc_block[{first + index}]: expected shape {expected[index]}, got {tuple(shapes[index])}")
 
 
-def _gc_block_shape(which: int, channels: int, hidden: int) -> tuple[int, ...]:
-    if which < 4:
-        return (1,) if which % 2 else (1, channels, 1, 1)
-    transform = (
-        (hidden, channels, 1, 1),
-        (hidden,),
-        (hidden, 1, 1),
-        (hidden, 1, 1),
-        (channels, hidden, 1, 1),
-        (channels,),
-    )
-    return transform[(which - 4) % 6]
+def _gc_block_shapes(channels: int, found: Sequence[torch.Size]) -> list[tuple[int, ...]]:
+    """What a level's 16 shapes have to be; the hidden channels are free, one number for each of its two GcBlocks."""
+    mask = [(1, channels, 1, 1), (1,)]
+    shapes = [*mask, *mask]
+    for biases in (found[5], found[11]):
+        hidden = biases[0] if biases else 1
+        shapes += [(hidden, channels, 1, 1), (hidden,), (hidden, 1, 1), (hidden, 1, 1)]
+        shapes += [(channels, hidden, 1, 1), (channels,)]
+    return shapes
 
 
 def _level_factors(level_weights: Sequence[float] | str | None, students: list[Tensor]) -> list[float]:
     if level_weights is None:
         return [1.0] * len(students)
     if isinstance(level_weights, str):
-        if level_weights != "inverse_area":
-            raise ValueError(f"level_weights: expected numbers, 'inverse_area' or None, got {level_weights!r}")
         return [1.0 / (s.shape[2] * s.shape[3]) for s in students]
-    if len(level_weights) != len(students):
-        raise ValueError(f"level_weights: expected {len(students)} numbers, one a level, got {len(level_weights)}")
     return [float(weight) for weight in level_weights]

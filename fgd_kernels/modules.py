@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import PackedBoxes
-from .functional import LOSS_NAMES, fgd_loss
+from .functional import LOSS_NAMES, check_settings, fgd_loss
+from .ops import check_backend
 
 # Section 4.2 of the paper: α, β, γ, λ; T is 0.5 for all. The authors' published configurations use another γ
 # (5e-4 for one-stage detectors with anchors, 8e-4 for those without) and T = 0.8 for FCOS.
@@ -27,7 +28,7 @@ class FGDLevel(nn.Module):
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
         super().__init__()
         for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
-            if not isinstance(channels, int) or channels < 1:
+            if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {channels!r}")
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         differ = student_channels != teacher_channels
@@ -71,9 +72,11 @@ class FGDLevel(nn.Module):
 
     def gc_block(self) -> list[Tensor]:
         """The 16 tensors of both GcBlocks, in the order of `reference.gc_block_pair`."""
-        transforms = (self.channel_add_conv_s, self.channel_add_conv_t)
-        layers = [self.conv_mask_s, self.conv_mask_t, *(transform[i] for transform in transforms for i in (0, 1, 3))]
-        return cast(list[Tensor], [parameter for layer in layers for parameter in (layer.weight, layer.bias)])
+        # Looked up in the modules' own dictionaries: by attribute, five levels take as long as a small kernel.
+        own = cast(dict[str, nn.Module], self._modules)
+        s, t = (cast(dict[str, nn.Module], own[f"channel_add_conv_{net}"]._modules) for net in "st")
+        layers = (own["conv_mask_s"], own["conv_mask_t"], s["0"], s["1"], s["3"], t["0"], t["1"], t["3"])
+        return [_parameter(layer, name) for layer in layers for name in ("weight", "bias")]
 
 
 class FGDLoss(nn.Module):
@@ -94,7 +97,7 @@ class FGDLoss(nn.Module):
         backend: 'auto', or one of `fgd_kernels.backends()`.
 
     Raises:
-        ValueError: an argument is out of range; the message names it.
+        TypeError, ValueError: an argument is of the wrong type or out of range; the message names it.
     """
 
     loss_names = LOSS_NAMES  # the keys that a call returns
@@ -117,13 +120,15 @@ class FGDLoss(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
         given = {"alpha": alpha, "beta": beta, "gamma": gamma, "lambda_": lambda_, "temperature": temperature}
         chosen = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
         self.alpha, self.beta, self.gamma, self.lambda_, self.temperature = chosen.values()
         self.level_weights, self.attention, self.split, self.backend = level_weights, attention, split, backend
         channels = _channels_per_level(student_channels, teacher_channels, num_levels)
+        check_settings(**chosen, attention=attention, level_weights=level_weights, levels=len(channels))
+        check_backend(backend)
         self.levels: Collection[FGDLevel] = nn.ModuleList(FGDLevel(s, t) for s, t in channels)  # type: ignore[assignment]
 
     def forward(
@@ -222,6 +227,11 @@ class FeatureLoss(FGDLevel):
             img_metas: one mapping an image; of its keys 'batch_input_shape', 'pad_shape' and 'img_shape' the first
                 that is there gives the height and width of the frame that the feature map covers.
         """
+        if not isinstance(preds_T, Tensor):
+            raise TypeError(f"preds_T: expected a tensor (N, C_t, H, W), got {type(preds_T).__name__}")
+        for name, value in (("gt_bboxes", gt_bboxes), ("img_metas", img_metas)):
+            if not isinstance(value, Sequence | Tensor):
+                raise TypeError(f"{name}: expected a list, one entry an image, got {type(value).__name__}")
         losses = fgd_loss(
             self.aligned(preds_S, "preds_S"),
             preds_T.detach(),
@@ -238,10 +248,15 @@ class FeatureLoss(FGDLevel):
         return torch.stack(list(cast(dict[str, Tensor], losses).values())).sum()
 
 
+def _parameter(layer: nn.Module, name: str) -> Tensor:
+    parameter = layer._parameters.get(name)
+    return getattr(layer, name) if parameter is None else parameter  # not its own where it is parametrised
+
+
 def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[int, int]]:
     lengths = [len(c) for c in (student, teacher) if isinstance(c, Sequence)]
     levels = num_levels if num_levels is not None else (lengths[0] if lengths else 5)
-    if not isinstance(levels, int) or levels < 1:
+    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
         raise ValueError(f"num_levels: expected an integer >= 1, got {levels!r}")
     for name, channels in (("student_channels", student), ("teacher_channels", teacher)):
         if isinstance(channels, Sequence) and len(channels) != levels:
@@ -251,7 +266,14 @@ def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[
 
 
 def _frame(meta: Mapping, index: int) -> tuple[float, float]:
+    if not isinstance(meta, Mapping):
+        raise TypeError(f"img_metas[{index}]: expected a mapping, got {type(meta).__name__}")
     for key in ("batch_input_shape", "pad_shape", "img_shape"):
         if key in meta:
-            return meta[key][0], meta[key][1]
+            try:
+                return meta[key][0], meta[key][1]
+            except (TypeError, IndexError):
+                raise TypeError(
+                    f"img_metas[{index}][{key!r}]: expected (height, width, ..), got {meta[key]!r}"
+                ) from None
     raise ValueError(f"img_metas[{index}]: expected 'batch_input_shape', 'pad_shape' or 'img_shape', got {list(meta)}")

@@ -51,20 +51,24 @@ class BackendStatus(NamedTuple):
 
 def backends() -> dict[str, BackendStatus]:
     """What can compute the loss on this machine, and for what cannot, why not."""
+    return {name: _status(name) for name in BACKENDS}
+
+
+def _status(backend: str) -> BackendStatus:
+    if backend == "reference":
+        return BackendStatus(True, "plain PyTorch, any device; slow")
+    if backend == "triton":
+        return _triton_status()
     missing = native.load()
-    status = {"cpu": BackendStatus(missing is None, missing or "compiled for this machine's CPU")}
     if missing is not None:
-        cuda = BackendStatus(False, missing)
-    elif not native.has_cuda():
-        cuda = BackendStatus(False, "the compiled library was built without CUDA")
-    elif not torch.cuda.is_available():
-        cuda = BackendStatus(False, "no CUDA device is visible")
-    else:
-        cuda = BackendStatus(True, "compiled with CUDA")
-    status["cuda"] = cuda
-    status["triton"] = _triton_status()
-    status["reference"] = BackendStatus(True, "plain PyTorch, any device; slow")
-    return status
+        return BackendStatus(False, missing)
+    if backend == "cpu":
+        return BackendStatus(True, "compiled for this machine's CPU")
+    if not native.has_cuda():
+        return BackendStatus(False, "the compiled library was built without CUDA")
+    if not torch.cuda.is_available():
+        return BackendStatus(False, "no CUDA device is visible")
+    return BackendStatus(True, "compiled with CUDA")
 
 
 def _triton_interprets() -> bool:
@@ -84,6 +88,12 @@ def _triton_status() -> BackendStatus:
     return BackendStatus(True, "compiled by Triton at first use")
 
 
+def check_backend(name: str) -> None:
+    """Raise ValueError unless a backend, or 'auto', has that name; whether it can run here is asked when it is to."""
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {name!r}")
+
+
 @torch.compiler.assume_constant_result
 def choose_backend(requested: str, device: str, float64: bool = False) -> str:
     """The backend for features on a device of type `device`. FGD_BACKEND takes the place of 'auto'.
@@ -95,15 +105,16 @@ def choose_backend(requested: str, device: str, float64: bool = False) -> str:
     """
     if requested == "auto":
         requested = os.environ.get("FGD_BACKEND", "auto")
-    status = backends()
     if requested == "auto":
-        if device in ("cpu", "cuda") and status[device].available:
+        if device == "meta":
+            return "cpu" if _status("cpu").available else "reference"  # shapes alone
+        if device in ("cpu", "cuda") and _status(device).available:
             return device
-        return "triton" if device == "cuda" and status["triton"].available and not float64 else "reference"
-    if requested not in status:
-        raise ValueError(f"backend: expected 'auto' or one of {', '.join(status)}, got {requested!r}")
-    if not status[requested].available:
-        raise RuntimeError(f"backend {requested!r} cannot run here: {status[requested].reason}")
+        return "triton" if device == "cuda" and _status("triton").available and not float64 else "reference"
+    check_backend(requested)
+    status = _status(requested)
+    if not status.available:
+        raise RuntimeError(f"backend {requested!r} cannot run here: {status.reason}")
     if requested in ("cpu", "cuda") and device != requested:
         raise ValueError(f"backend {requested!r} takes tensors on {requested}, got features on {device}")
     if requested == "triton" and device != "cuda" and not (device == "cpu" and _triton_interprets()):
@@ -129,7 +140,9 @@ def pyramid_loss(
     pairs = [_common_layout(s, t) for s, t in zip(*_common_float64(student, teacher), strict=True)]
     students, teachers = [s for s, _ in pairs], [t for _, t in pairs]
     accumulator = _accumulator(students, teachers)
-    parameters = [p if p.dtype == accumulator else p.to(accumulator) for p in gc_block]
+    parameters = [
+        p if p.dtype == accumulator and p.is_contiguous() else p.to(accumulator).contiguous() for p in gc_block
+    ]
     out = forward(students, teachers, *boxes, parameters, list(weights), spatial_temperature, channel_temperature)
     return out[:5]
 
@@ -161,6 +174,9 @@ def _pixels_dense(x: Tensor) -> bool:
 
 def _channels_dense(x: Tensor) -> bool:
     _, c, h, w = x.shape
+    pixel = x.stride(3) if w > 1 else x.stride(2)
+    if h * w > 1 and pixel < c:  # pixels that share memory, as after expand(): a gradient has no such layout
+        return False
     return (c == 1 or x.stride(1) == 1) and (h == 1 or w == 1 or x.stride(2) == w * x.stride(3))
 
 
@@ -276,7 +292,12 @@ class _Loss(torch.autograd.Function):
         need_student, need_gc_block = any(need[: ctx.levels]), any(need[2 * ctx.levels + 3 :])
         given = [stats.new_zeros(()) if g is None else g for g in grads[:4]]
         arguments = (*inputs, *ctx.settings, maps, stats, need_student, need_gc_block)
-        student, gc_block = _operator(f"backward{ctx.suffix}")(torch.stack(given), *arguments)
+        operator = _operator(f"backward{ctx.suffix}")
+        if torch.is_grad_enabled():  # create_graph: what comes out must refuse a second derivative
+            student, gc_block = operator(torch.stack(given), *arguments)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                student, gc_block = operator(torch.stack(given), *arguments)
         nothing = [None] * ctx.levels
         student = student if need_student else nothing
         gc_block = gc_block if need_gc_block else [None] * len(inputs[-1])
@@ -307,6 +328,9 @@ def _unflatten(tensors: Sequence[Tensor], levels: int):
 
 
 def _asks_for_grad(tensors: Sequence[Tensor]) -> bool:
+    """Also under forward-mode AD, where autograd then says that the operator does not support it."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -314,6 +338,11 @@ def _autograd_forward(suffix: str):
     def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, *settings):
         tensors = (*student, *teacher, boxes, offsets, sizes, *gc_block)
         if _asks_for_grad(tensors):
+            if any(t.is_inference() for t in teacher):
+                raise RuntimeError(
+                    "teacher: expected tensors that autograd can keep, got some made in torch.inference_mode(); "
+                    "use torch.no_grad() for the teacher"
+                )
             return _Loss.apply(keyset, suffix, len(student), settings, *tensors)
         inputs = (student, teacher, boxes, offsets, sizes, gc_block)
         return _below_autograd(f"forward{suffix}", keyset, *inputs, *settings)

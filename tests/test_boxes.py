@@ -39,6 +39,15 @@ def test_empty_batch_and_sizes_as_tensor():
         ([BOX.flip(1)], [(9, 9)], ValueError, r"boxes\[0\]\[0\]: expected finite x1 <= x2"),
         ([torch.cat([BOX, BOX * float("nan")])], [(9, 9)], ValueError, r"boxes\[0\]\[1\]: expected finite"),
         ([BOX * float("inf")], [(9, 9)], ValueError, r"expected finite"),
+        ([torch.tensor([[-float("inf"), 2.0, 3.0, 4.0]])], [(9, 9)], ValueError, r"expected finite"),
+        ([BOX.bool()], [(9, 9)], TypeError, r"boxes\[0\]: expected a floating-point tensor, got torch.bool"),
+        ([BOX.to_sparse()], [(9, 9)], TypeError, r"boxes\[0\]: expected a dense tensor"),
+        ([BOX], [9, 9], TypeError, r"image_sizes: expected one \(height, width\) an image, got \[9, 9\]"),
+        ([BOX], ["ab"], TypeError, r"image_sizes: expected one"),
+        ([BOX], 9, TypeError, r"image_sizes: expected one"),
+        ([BOX], torch.ones(1, 2, 1), ValueError, r"image_sizes: expected one .* got shape \(1, 2, 1\)"),
+        ([BOX], torch.ones(1, 2, dtype=torch.bool), TypeError, r"image_sizes: expected a tensor of numbers"),
+        ([BOX], torch.ones(1, 2, device="meta"), TypeError, r"image_sizes: expected a tensor of numbers.*meta"),
     ],
 )
 def test_bad_boxes(boxes, sizes, kind, words):

@@ -73,6 +73,24 @@ def test_slices_are_read_where_they_lie():
         torch.testing.assert_close(results[0], results[1], rtol=2e-6, atol=1e-9)
 
 
+def test_maps_expanded_from_fewer_numbers():
+    """One pixel, channel or image expanded to many: no gradient has such strides."""
+    teacher = torch.randn(2, 6, 5, 7)
+    boxes, sizes = [torch.tensor([[5.0, 5.0, 40.0, 30.0]])] * 2, [(60, 80)] * 2
+    for shape in ((2, 6, 1, 1), (2, 1, 5, 7), (1, 6, 5, 7), (2, 6, 1, 7)):
+        expanded = torch.randn(shape).expand(2, 6, 5, 7).requires_grad_()
+        results = []
+        for s in (expanded, expanded.detach().contiguous().requires_grad_()):
+            loss = sum(fgd.fgd_loss(s, teacher, boxes, sizes, gamma=0.0, backend="cpu").values())
+            results.append((loss.detach(), torch.autograd.grad(loss, s)[0]))
+        torch.testing.assert_close(*results)
+    with pytest.raises(RuntimeError, match="contiguous or both channels_last"):
+        packed = fgd.pack_boxes(boxes, sizes, "cpu")
+        torch.ops.fgd_kernels.forward(
+            [torch.randn(2, 6, 1, 1).expand(2, 6, 5, 7)], [teacher], *packed, [], [1.0] * 4, 1, 1
+        )
+
+
 def test_memory_stays_small():
     """Saved for backward: the inputs and at most 5% of a feature map; workspaces included in the forward's peak."""
     case = Case("memory", ((256, 64, 64),), (5, 5), loss=BALANCED)

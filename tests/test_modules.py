@@ -127,6 +127,13 @@ def test_frame_of_the_published_interface():
         ({"num_levels": 0}, "num_levels: expected an integer >= 1, got 0"),
         ({"student_channels": [6, 6, 6], "num_levels": 2}, "student_channels: expected 2 numbers"),
         ({"teacher_channels": 0}, "teacher_channels: expected an integer >= 1, got 0"),
+        ({"student_channels": True}, "student_channels: expected an integer >= 1, got True"),
+        ({"preset": None}, "preset: expected one of two_stage"),
+        ({"alpha": float("nan")}, "alpha: expected a finite number >= 0, got nan"),
+        ({"temperature": 0}, "temperature: expected a number > 0, got 0"),
+        ({"attention": "all"}, "attention: expected one of both"),
+        ({"num_levels": 2, "level_weights": [1.0]}, "level_weights: expected 2 numbers"),
+        ({"backend": "gpu"}, "backend: expected 'auto' or one of"),
     ],
 )
 def test_bad_construction(arguments, words):
@@ -143,3 +150,40 @@ def test_bad_calls():
         loss(teacher, teacher, boxes, sizes)
     with pytest.raises(TypeError, match="student_features: expected a list of 2 tensors, got dict"):
         loss(dict(enumerate(student)), teacher, boxes, sizes)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"preds_T": [1]}, r"preds_T: expected a tensor \(N, C_t, H, W\), got list"),
+        ({"gt_bboxes": None}, "gt_bboxes: expected a list, one entry an image, got NoneType"),
+        ({"img_metas": None}, "img_metas: expected a list, one entry an image, got NoneType"),
+        ({"img_metas": [3, 4]}, r"img_metas\[0\]: expected a mapping, got int"),
+        (
+            {"img_metas": [{"pad_shape": 5}] * 2},
+            r"img_metas\[0\]\['pad_shape'\]: expected \(height, width, ..\), got 5",
+        ),
+    ],
+)
+def test_bad_calls_of_the_published_interface(change, words):
+    student, teacher, boxes, sizes = small_inputs(8)
+    arguments = {
+        "preds_S": student[0],
+        "preds_T": teacher[0],
+        "gt_bboxes": boxes,
+        "img_metas": [{"img_shape": (*size, 3)} for size in sizes],
+    }
+    with pytest.raises(TypeError, match=words):
+        fgd.FeatureLoss(8, 8, "loss")(**arguments | change)
+
+
+def test_parametrised_gc_blocks():
+    """A weight that is computed from others is taken as it is, and they learn."""
+    student, teacher, boxes, sizes = small_inputs()
+    loss = fgd.FGDLoss(6, 8, 2)
+    before = loss(student, teacher, boxes, sizes)
+    torch.nn.utils.parametrizations.weight_norm(loss.levels[0].conv_mask_s)
+    torch.testing.assert_close(loss(student, teacher, boxes, sizes), before)
+    torch.nn.init.normal_(loss.levels[0].channel_add_conv_s[3].weight)
+    sum(loss(student, teacher, boxes, sizes).values()).backward()
+    assert (loss.levels[0].conv_mask_s.parametrizations.weight.original1.grad != 0).any()

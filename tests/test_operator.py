@@ -18,6 +18,10 @@ OPERATORS = {"cpu": "", "reference": "_reference"}
 each_backend = pytest.mark.parametrize("backend", HERE)
 
 
+S = torch.randn(2, 6, 5, 7)
+BOXES, SIZES = [torch.zeros(0, 4)] * 2, [(40, 56)] * 2
+
+
 def operator_arguments(dtype=torch.float32, requires_grad=True, levels=((6, 5, 7), (6, 2, 3))):
     student, teacher, boxes, sizes, criterion = make_inputs(Case("op", levels, (2, 0), dtype, dtype))
     criterion = criterion.to(dtype if dtype == torch.float64 else torch.float32)
@@ -65,6 +69,45 @@ def test_second_derivatives_raise(backend):
     (grad,) = torch.autograd.grad(sum(losses.values()), student, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives"):
         grad.sum().backward()
+
+
+def small_loss(student, **settings):
+    arguments = {"teacher": S, "boxes": BOXES, "image_sizes": SIZES} | settings
+    return sum(fgd.fgd_loss(student, **arguments).values())
+
+
+def test_forward_mode_is_refused():
+    """Without a word the tangent would be lost: a derivative of zero."""
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
+        small_loss(forward_ad.make_dual(S, torch.ones_like(S)))
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(small_loss)(S)
+
+
+def test_grad_modes():
+    student = (S + 1).requires_grad_()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert not small_loss(student).requires_grad
+    with torch.inference_mode():
+        teacher = S.clone()
+    with pytest.raises(RuntimeError, match=r"teacher: .*inference_mode.*use torch.no_grad\(\)"):
+        small_loss(student, teacher=teacher)
+
+
+def test_backward_twice_adds_up():
+    student = (S + 1).requires_grad_()
+    loss = small_loss(student)
+    loss.backward(retain_graph=True)
+    once = student.grad.clone()
+    loss.expand(3).sum().backward()
+    torch.testing.assert_close(student.grad, 4 * once)
+
+
+def test_meta_tensors_give_shapes():
+    meta = S.to("meta")
+    assert small_loss(meta, teacher=meta, boxes=[box.to("meta") for box in BOXES]).is_meta
 
 
 @each_backend
@@ -191,10 +234,6 @@ def test_any_shape(shape, counts, temperature, channels_last, seed):
         assert float((ours[name] - truth[name]).norm()) <= tolerance, name
 
 
-S = torch.randn(2, 6, 5, 7)
-BOXES, SIZES = [torch.zeros(0, 4)] * 2, [(40, 56)] * 2
-
-
 @pytest.mark.parametrize(
     "change, kind, words",
     [
@@ -222,6 +261,16 @@ BOXES, SIZES = [torch.zeros(0, 4)] * 2, [(40, 56)] * 2
         ({"image_sizes": None}, TypeError, "image_sizes"),
         ({"temperature": 0.0}, ValueError, "temperature: expected a number > 0"),
         ({"temperature": math.nan}, ValueError, "temperature"),
+        ({"temperature": "0.5"}, TypeError, "temperature: expected a number > 0, got '0.5' of type str"),
+        ({"alpha": math.nan}, ValueError, "alpha: expected a finite number >= 0, got nan"),
+        ({"beta": math.inf}, ValueError, "beta: expected a finite number >= 0, got inf"),
+        ({"gamma": -1.0}, ValueError, "gamma: expected a finite number >= 0, got -1.0"),
+        ({"lambda_": True}, TypeError, "lambda_: expected a number >= 0, got True of type bool"),
+        ({"level_weights": [math.nan]}, ValueError, r"level_weights\[0\]: expected a finite number >= 0, got nan"),
+        ({"level_weights": 2.0}, TypeError, "level_weights: expected numbers"),
+        ({"gc_block": None}, TypeError, "gc_block: expected a list of tensors, which may be empty, got NoneType"),
+        ({"gc_block": [1] * 16}, TypeError, r"gc_block\[0\]: expected a tensor, got int"),
+        ({"student": S.to_sparse()}, TypeError, r"student\[0\]: expected a dense tensor"),
         ({"attention": "all"}, ValueError, "attention: expected one of both"),
         ({"level_weights": [1.0, 2.0]}, ValueError, "level_weights: expected 1 numbers"),
         ({"level_weights": "area"}, ValueError, "level_weights: expected numbers, 'inverse_area'"),

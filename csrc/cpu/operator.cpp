@@ -130,6 +130,8 @@ static void use_large_pages(void* data, int64_t bytes) {
 }
 
 static LevelGradient gradient_of(const Tensor& grad, const LevelFeatures& level, DType type) {
+  STD_TORCH_CHECK(level.layout == kPixelsDense ? pixels_dense(grad) : channels_dense(grad),
+                  "student: expected strides that its gradient can have");
   void* data = grad.mutable_data_ptr();
   use_large_pages(data, grad.numel() * element_size(type));
   return {data, grad.stride(0), channel_stride(grad, level.layout), pixel_stride(grad, level.layout)};
