@@ -26,7 +26,7 @@ def image_file(path: str | Path) -> Annotated:
     try:
         with Image.open(path) as image:
             pixels = pil_to_tensor(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, ImportError) as error:  # ImportError: of a decoder that PIL asks for
         raise ValueError(f"image: expected an image file, could not read {path}: {error}") from error
     return pixels.float() / 255, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
