@@ -40,7 +40,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-SHORT_OF_REGISTERS = ("100", "gfx1100")  # what tiles.short_of_registers says of these
+_SHORT_OF_REGISTERS = ("100", "gfx1100")  # what tiles.gpu_of says of these
 _TOOLS = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
 _BACKENDS = {"cuda": CUDABackend, "hip": HIPBackend}
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
@@ -72,8 +72,8 @@ def instead_of_launching(run: Callable[[Launch], None]):
         JITFunction.run = original
 
 
-def source_of(launch: Launch, target: GPUTarget) -> ASTSource:
-    """What Triton would compile for these arguments on that target."""
+def source_of(launch: Launch, target: GPUTarget, aligned: bool = True) -> ASTSource:
+    """What Triton would compile for these arguments on that target; not aligned: if nothing were known of them."""
     signature, constants, attributes = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values(), strict=True)):
         if parameter.is_constexpr:
@@ -83,24 +83,24 @@ def source_of(launch: Launch, target: GPUTarget) -> ASTSource:
             special = not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment
             kind, keys = native_specialize_impl(_BACKENDS[target.backend], value, False, *special)
             signature[parameter.name] = kind
-            _collect((index,), kind, keys, constants, attributes)
-    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+            _collect(_BACKENDS[target.backend], (index,), kind, keys, constants, attributes)
+    return ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes if aligned else {})
 
 
-def _collect(path: tuple[int, ...], kind, key, constants: dict, attributes: dict) -> None:
-    """What Triton's specialisation found out about an argument: constants, and divisibility by 16 ("D")."""
+def _collect(backend, path: tuple[int, ...], kind, key, constants: dict, attributes: dict) -> None:
+    """What Triton's specialisation found out about an argument: constants, divisibility by 16, on AMD at most 2 GB."""
     if isinstance(kind, tuple):
         for index, (one, its_key) in enumerate(zip(kind, key, strict=True)):
-            _collect((*path, index), one, its_key, constants, attributes)
+            _collect(backend, (*path, index), one, its_key, constants, attributes)
     elif kind == "constexpr":
         constants[path] = key
-    elif key and "D" in key:
-        attributes[path] = [["tt.divisibility", 16]]
+    elif key:
+        attributes[path] = backend.parse_attr(key)
 
 
-def compile_for(launch: Launch, target: GPUTarget):
+def compile_for(launch: Launch, target: GPUTarget, aligned: bool = True):
     """The compiled kernel: `.asm`, `.metadata`."""
-    return triton.compile(source_of(launch, target), target=target, options=launch.options)
+    return triton.compile(source_of(launch, target, aligned), target=target, options=launch.options)
 
 
 def resources(compiled, target: GPUTarget) -> dict:
@@ -143,14 +143,19 @@ def launches(
     sizes=((32, 32), (16, 16), (8, 8), (5, 5), (3, 3)),
     gc: bool = True,
     target: str = "90",
+    sliced: bool = False,
 ) -> list[Launch]:
-    """Every launch of a forward and a backward pass over a pyramid of that kind, two images, on that target."""
+    """Every launch of a forward and a backward pass over a pyramid of that kind, two images, on that target.
+
+    `sliced`: the teacher's features are the first channels of larger tensors, so its rows are not the student's.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def maps(dtype):
-        return [torch.zeros(2, channels, h, w, dtype=dtype).contiguous(memory_format=layout) for h, w in sizes]
+    def maps(dtype, more=0):
+        made = (torch.zeros(2, channels + more, h, w, dtype=dtype) for h, w in sizes)
+        return [x.contiguous(memory_format=layout)[:, :channels] for x in made]
 
-    student, teacher = maps(student_dtype), maps(teacher_dtype or student_dtype)
+    student, teacher = maps(student_dtype), maps(teacher_dtype or student_dtype, 8 if sliced else 0)
     boxes, offsets = torch.zeros(1, 4), torch.tensor([0, 1, 1], dtype=torch.int32)
     shared = (student, teacher, boxes, offsets, torch.ones(2, 2), _gc_block(channels, len(sizes)) if gc else [])
     settings = ([1.0] * 4 * len(sizes), 0.5, 0.5)
@@ -163,12 +168,13 @@ def launches(
 
 @contextlib.contextmanager
 def _device(target: str):
-    original = tiles.short_of_registers
-    tiles.short_of_registers = lambda device: target in SHORT_OF_REGISTERS
+    """Within, CPU tensors are taken to be on that GPU."""
+    original = tiles.gpu_of
+    tiles.gpu_of = lambda device: tiles.Gpu(TARGETS[target].warp_size, target in _SHORT_OF_REGISTERS)
     try:
         yield
     finally:
-        tiles.short_of_registers = original
+        tiles.gpu_of = original
 
 
 def _gc_block(channels: int, levels: int) -> list[torch.Tensor]:
@@ -176,6 +182,17 @@ def _gc_block(channels: int, levels: int) -> list[torch.Tensor]:
     keys = [torch.zeros(1, channels, 1, 1), torch.zeros(1)] * 2
     net = [torch.zeros(*shape) for shape in ((hidden, channels), (hidden,), (hidden,), (hidden,), (channels, hidden))]
     return (keys + [*net, torch.zeros(channels)] * 2) * levels
+
+
+def passes(made: list[Launch], target: str, aligned: bool = True) -> list[dict]:
+    """What the compiler makes of the two passes over the features."""
+    found = [launch for launch in made if launch.kernel.fn.__name__.endswith("_pass")]
+    return [_compiled(launch, target, aligned) for launch in found]
+
+
+def _compiled(launch: Launch, target: str, aligned: bool = True) -> dict:
+    found = resources(compile_for(launch, TARGETS[target], aligned), TARGETS[target])
+    return {"kernel": launch.kernel.fn.__name__, "target": target, "warps": launch.options["num_warps"]} | found
 
 
 def report(
@@ -186,11 +203,9 @@ def report(
     for feature, layout, target in itertools.product(features, layouts, targets):
         kind = {"features": feature, "layout": layout, "channels": channels}
         last = layout == "channels_last"
-        for launch in launches(getattr(torch, feature), channels_last=last, channels=channels, target=target):
-            name = launch.kernel.fn.__name__
-            if every_kernel or name.endswith("_pass"):
-                found = resources(compile_for(launch, TARGETS[target]), TARGETS[target])
-                rows.append({"kernel": name, "target": target} | kind | {"warps": launch.options["num_warps"]} | found)
+        made = launches(getattr(torch, feature), channels_last=last, channels=channels, target=target)
+        found = [_compiled(launch, target) for launch in made] if every_kernel else passes(made, target)
+        rows.extend({name: row.pop(name) for name in ("kernel", "target")} | kind | row for row in found)
     return rows
 
 

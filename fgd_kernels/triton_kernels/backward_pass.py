@@ -26,7 +26,7 @@ from .backward_chunked import chunked_slice
 from .backward_tile import channel_factors, context_mean, pixel_factors, student_grad, upstream
 from .gc_blocks import GcBlocks
 from .key_grads import key_size
-from .levels import MAPS, STATS, image_start, locate, number, pick
+from .levels import MAPS, STATS, image_start, locate, multiple, number, pick
 from .pyramid import Layouts, Pyramid, encoded, scratch
 from .tile import (
     load_tile,
@@ -172,11 +172,6 @@ def backward_pass(
     level, image, part = locate(first, parts)
     size, kind, width = number(pixels, level), number(kinds, level), number(channels, level)
     row = image.to(tl.int64)
-    student = pick(students, level) + row * number(s_image, level)
-    teacher = pick(teachers, level) + row * number(t_image, level)
-    grad = student
-    if STUDENT:
-        grad = pick(student_grads, level) + row * number(g_image, level)
     begin = part * SLICE
     end = tl.minimum(begin + SLICE, size)
     context_s = context_grad + 2 * number(channels_before, level).to(tl.int64) + row * width
@@ -188,6 +183,11 @@ def backward_pass(
     for k in tl.static_range(4):
         if (KINDS // 2**k) % 2:  # noqa: SIM102 - the outer one is decided by the compiler
             if kind == k:
+                student = pick(students, level) + row * multiple(number(s_image, level), k, ALIGN)
+                teacher = pick(teachers, level) + row * multiple(number(t_image, level), k, ALIGN)
+                grad = student
+                if STUDENT:
+                    grad = pick(student_grads, level) + row * multiple(number(g_image, level), k, ALIGN)
                 arguments = (
                     tl.multiple_of(student, 16) if k % 2 == 0 else student,
                     tl.multiple_of(teacher, 16) if k % 2 == 0 else teacher,
@@ -200,10 +200,10 @@ def backward_pass(
                     partials + tl.program_id(0).to(tl.int64) * partial_size,
                     g,
                     width,
-                    size,
-                    number(s_row, level),
-                    number(t_row, level),
-                    g_row[0] if not STUDENT else number(g_row, level),
+                    multiple(size, k, ALIGN) if k == 0 else size,
+                    multiple(number(s_row, level), k, ALIGN),
+                    multiple(number(t_row, level), k, ALIGN),
+                    g_row[0] if not STUDENT else multiple(number(g_row, level), k, ALIGN),
                     begin,
                     end,
                 )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .forward_chunked import chunked_slice
 from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
-from .levels import LOWEST, MAPS, SUMS, image_start, locate, number, pick
+from .levels import LOWEST, MAPS, SUMS, image_start, locate, multiple, number, pick
 from .pyramid import Layouts, Pyramid, encoded, scratch
 from .tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, tile_offset, zero_sums
 
@@ -139,8 +139,6 @@ def forward_pass(
     size, kind = number(pixels, level), number(kinds, level)
     mask_at = tl.multiple_of(mask + image_start(mask_before, mask_size, level, image), 16)
     maps_at = tl.multiple_of(maps + MAPS * image_start(pixels_before, pixels, level, image), 16)
-    student = pick(students, level) + image.to(tl.int64) * number(s_image, level)
-    teacher = pick(teachers, level) + image.to(tl.int64) * number(t_image, level)
     begin = part * SLICE
     end = tl.minimum(begin + SLICE, size)
     partial = partials + tl.program_id(0).to(tl.int64) * partial_size
@@ -151,6 +149,8 @@ def forward_pass(
     for k in tl.static_range(4):
         if (KINDS // 2**k) % 2:  # noqa: SIM102 - the outer one is decided by the compiler
             if kind == k:
+                student = pick(students, level) + image.to(tl.int64) * multiple(number(s_image, level), k, ALIGN)
+                teacher = pick(teachers, level) + image.to(tl.int64) * multiple(number(t_image, level), k, ALIGN)
                 arguments = (
                     tl.multiple_of(student, 16) if k % 2 == 0 else student,
                     tl.multiple_of(teacher, 16) if k % 2 == 0 else teacher,
@@ -160,9 +160,9 @@ def forward_pass(
                     maps_at,
                     partial,
                     number(channels, level),
-                    size,
-                    number(s_row, level),
-                    number(t_row, level),
+                    multiple(size, k, ALIGN) if k == 0 else size,
+                    multiple(number(s_row, level), k, ALIGN),
+                    multiple(number(t_row, level), k, ALIGN),
                     pick(scales, level),
                     begin,
                     end,

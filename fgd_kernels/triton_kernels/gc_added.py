@@ -147,7 +147,7 @@ def launch(p: Pyramid, gc: GcBlocks, hidden: Tensor, stats: Tensor) -> tuple[Ten
         encoded(p.channels_before),
         encoded(p.pixels),
         BLOCK_C=CHANNEL_BLOCK,
-        BLOCK_K=64,
+        BLOCK_K=32,
         num_warps=4,
         enable_fp_fusion=False,
     )

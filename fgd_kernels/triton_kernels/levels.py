@@ -52,6 +52,18 @@ def locate(first, parts):
 
 
 @triton.jit
+def multiple(value, KIND: tl.constexpr, ALIGN: tl.constexpr):
+    """The same number, for those kinds of layout where it is a multiple of ALIGN, and so that the compiler knows.
+
+    Arithmetic says it everywhere; hints are lost where AMD's compiler rewrites addresses of tensors up to 2 GB.
+    """
+    if KIND % 2 == 0:
+        return value // ALIGN * ALIGN
+    else:
+        return value
+
+
+@triton.jit
 def image_start(before, size, level, image):
     """Where an image's entries start in a flat [level][image][size] buffer; `before`: entries of the levels before."""
     return number(before, level).to(tl.int64) + image.to(tl.int64) * number(size, level)

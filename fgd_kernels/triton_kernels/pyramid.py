@@ -12,6 +12,7 @@ from . import tiles
 
 PIXEL_BLOCK = 1024  # pixels of a program of the kernels that work on maps alone
 CHANNEL_BLOCK = 32  # channels of a program of the kernels that work on sums over pixels
+MAX_PIXELS = 2**29  # of a level: offsets within an image's four maps have 32 bits
 HIDDEN_BLOCK = 16  # rows of a GcBlock's first matrix of a program
 
 
@@ -106,6 +107,9 @@ class Pyramid:
 
     @classmethod
     def of(cls, students: Sequence[Tensor], teachers: Sequence[Tensor], gc: bool) -> "Pyramid":
+        for level, s in enumerate(students):
+            if s.shape[2] * s.shape[3] >= MAX_PIXELS:
+                raise ValueError(f"student[{level}]: expected fewer than 2^29 pixels, got shape {tuple(s.shape)}")
         size = max(students[0].element_size(), teachers[0].element_size())
         channels = tuple(s.shape[1] for s in students)
         return cls(
@@ -114,7 +118,7 @@ class Pyramid:
             heights=tuple(s.shape[2] for s in students),
             widths=tuple(s.shape[3] for s in students),
             gc=gc,
-            tile=tiles.tile_for(max(channels), size, tiles.short_of_registers(students[0].device)),
+            tile=tiles.tile_for(max(channels), size, tiles.gpu_of(students[0].device)),
         )
 
 

@@ -1,8 +1,8 @@
 """How large a tile is, from the number of channels and the features' type: a table, so that no user's first step tunes.
 
-A thread holds 32 elements of the student and 32 of the teacher, and the eight sums of as many channels as those are:
-more would spill from the 255 registers that a thread can have (docs/triton.md has the compiler's figures). With 4 warps
-that is 4096 elements: 16 pixels of 256 channels, the case that matters, two blocks on a multiprocessor at a time.
+A thread of 128 holds 32 elements of the student and 32 of the teacher: more would spill from the 255 registers that it
+can have (docs/triton.md has the compilers' figures). That is a tile of 4096 elements: 16 pixels of 256 channels, the
+case that matters, two blocks on a multiprocessor at a time.
 
 Kinds of layout, as numbered in the kernels (tile.py has the axes):
 
@@ -23,7 +23,7 @@ class Tile(NamedTuple):
 
     block_c: int  # channels of a tile, a power of two
     groups: tuple[int, ...]  # of each kind: groups of pixels in a tile
-    parts: tuple[int, ...]  # of each kind: pixels of a group, which one thread holds
+    parts: tuple[int, ...]  # of each kind: V, the pixels of a group, which one thread holds
     warps: int
     slice: int  # pixels of a program, a multiple of a tile's
     align: int  # elements of a 128-bit load
@@ -36,26 +36,44 @@ _CHUNK = 256
 _SLICE = {4: 384, 2: 512}  # by element size: partial sums are 8 numbers a slice and channel, 2 or 3 % of a map
 
 
-def tile_for(channels: int, element_size: int, short_of_registers: bool) -> Tile:
+def tile_for(channels: int, element_size: int, gpu: "Gpu") -> Tile:
     """The tile for features of that many channels; `element_size`: of the wider of student and teacher, in bytes."""
-    fits = [block for block in _TABLE if block >= channels and not (short_of_registers and block > _CHUNK)]
+    fits = [block for block in _TABLE if block >= channels and not (gpu.short_of_registers and block > _CHUNK)]
     block_c = fits[0] if fits else _CHUNK
     pixels, warps = _TABLE[block_c]
+    warps = 2 * warps if gpu.short_of_registers or not fits else warps
     align = 16 // element_size
-    parts = (align, 4, 4, 4)
-    groups = (*(pixels // part for part in parts[:3]), pixels // 8)  # the last kind's addresses take more registers
-    warps = 2 * warps if short_of_registers or not fits else warps
+    parts = (align, 4, *_parts_of_channels_last(block_c, pixels, gpu.warp_size * warps, align))
+    groups = (*(pixels // part for part in parts[:3]), pixels // 4 // parts[3])
     return Tile(block_c, groups, parts, warps, _SLICE[element_size], align, not fits)
 
 
-@functools.cache
-def short_of_registers(device: torch.device) -> bool:
-    """Whether the compiler spills with 32 elements a thread, and needs 16: sm_10x, and AMD's RDNA.
+def _parts_of_channels_last(block_c: int, pixels: int, threads: int, align: int) -> tuple[int, int]:
+    """V of both kinds of channels_last, such that a thread has one group of pixels, and the eight sums of that alone.
 
-    sm_10x computes in pairs of registers. RDNA has 256 registers as all others, but scalars take more of them.
+    Threads are dealt out along the channels first. Where each has a load of `align` of them, the rest of what it holds
+    are pixels. Single loads take an address each, and addresses take registers: a tile has a quarter of the pixels.
+    """
+    held = block_c * pixels // threads
+    return max(1, held // align), max(1, held // 4 // max(1, block_c // threads))
+
+
+class Gpu(NamedTuple):
+    """What the tile depends on besides the features."""
+
+    warp_size: int
+    short_of_registers: bool  # the compiler spills with 32 elements a thread, and needs 16
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """sm_10x, which computes in pairs of registers, and AMD's RDNA, where scalars take more of them, are short.
+
+    AMD's CDNA has warps of 64 threads, so a thread holds half as much there.
     """
     if device.type != "cuda":
-        return False
+        return Gpu(32, False)
+    properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx10", "gfx11", "gfx12"))
-    return torch.cuda.get_device_capability(device)[0] == 10
+        return Gpu(properties.warp_size, properties.gcnArchName.startswith(("gfx10", "gfx11", "gfx12")))
+    return Gpu(properties.warp_size, properties.major == 10)

@@ -3,6 +3,7 @@
 Everything here works without a GPU. The kernels are compiled from the arguments that the launchers pass.
 """
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -21,6 +22,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import emulated
 import gpu_report_triton as offline
 
+from fgd_kernels.triton_kernels import pyramid
+
 LAYOUTS = ("contiguous", "channels_last")
 KINDS = [*zip(("float32", "bfloat16"), LAYOUTS, strict=True), *zip(("bfloat16", "float32"), LAYOUTS, strict=True)]
 GATES = [(target, *kind) for target in offline.TARGETS for kind in KINDS[: 4 if target in ("80", "90", "100") else 2]]
@@ -28,23 +31,64 @@ GOALS = {"forward_pass": 68, "backward_pass": 102}  # thread instructions for ev
 
 
 @functools.cache
-def rows(target: str, features: str, layout: str, channels: int = 256) -> list[dict]:
-    return offline.report([target], [features], [layout], channels, every_kernel=False)
+def rows(target: str, features: str, layout: str) -> list[dict]:
+    return offline.report([target], [features], [layout], channels=256, every_kernel=False)
 
 
 @pytest.mark.parametrize("target, features, layout", GATES)
 def test_no_spills_and_wide_loads(target, features, layout):
     for row in rows(target, features, layout):
-        assert row["spilled"] == row["spill_instructions"] == 0, row
+        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
+        threads = row["warps"] * offline.TARGETS[target].warp_size
+        memory = 2 * 16 * 256 * getattr(torch, features).itemsize
         wide = sum(count for width, count in row["loads"].items() if "128" in width or "x4" in width)
-        assert wide >= 4, row
+        assert wide >= memory // (16 * threads), row
         assert row["shared"] <= 48 * 1024, row
 
 
-@pytest.mark.parametrize("channels", [64, 512, 1024])
-def test_no_spills_with_other_numbers_of_channels(channels):
-    for row in rows("90", "bfloat16", "channels_last", channels):
-        assert row["spilled"] == row["spill_instructions"] == 0, row
+def variants() -> dict[str, dict]:
+    """What else a user's tensors make the compilers see, each more than a change of sizes: arguments of `launches`."""
+    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+    last = {"channels_last": True}
+    found = {f"float16, {'channels_last' if on else 'NCHW'}": {"channels_last": on} for on in (False, True)}
+    found = {name: kind | {"student_dtype": f16} for name, kind in found.items()}
+    found["float32 and bfloat16"] = {"student_dtype": f32, "teacher_dtype": bf16}
+    found["bfloat16 and float32, channels_last"] = {"student_dtype": bf16, "teacher_dtype": f32} | last
+    for dtype, name in ((f32, "float32"), (bf16, "bfloat16")):
+        kind = {"student_dtype": dtype}
+        found |= {f"{name}, {c} channels": kind | {"channels": c} for c in (48, 250, 520)}
+        for c in (16, 62, 248, 250, 300, 512, 1024):
+            found[f"{name}, {c} channels, channels_last"] = kind | last | {"channels": c}
+        found[f"{name}, sliced"] = kind | {"sliced": True}
+        found[f"{name}, channels_last, sliced"] = kind | last | {"sliced": True}
+        found[f"{name}, no GcBlocks"] = kind | {"gc": False}
+    return found
+
+
+@pytest.mark.parametrize("target", offline.TARGETS)
+def test_every_kernel_compiles_without_spills(target):
+    rows = offline.report([target], ["float32"], ["contiguous"], channels=1024, every_kernel=True)
+    assert len(rows) == 11
+    for row in rows:
+        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
+
+
+@pytest.mark.parametrize("variant", variants())
+def test_no_spills_of_other_variants(variant):
+    for row in offline.passes(offline.launches(**variants()[variant], target="80"), "80"):
+        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("features", [torch.float32, torch.bfloat16])
+def test_no_spills_without_alignment_or_with_wide_offsets(features, channels_last, monkeypatch):
+    """No pointer is known to be a multiple of 16 bytes; images of 2^31 elements."""
+    launches = functools.partial(offline.launches, features, channels_last=channels_last, target="80")
+    of = pyramid.Layouts.of
+    found = offline.passes(launches(), "80", aligned=False)
+    monkeypatch.setattr(pyramid.Layouts, "of", lambda *args: dataclasses.replace(of(*args), wide=True))
+    for row in found + offline.passes(launches(), "80"):
+        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
 
 
 @pytest.fixture
@@ -60,6 +104,7 @@ def on_the_emulator(monkeypatch):
 
 EXECUTED = [
     ("80", Case("float32", ((64, 8, 8), (64, 3, 5)), (3, 0), loss=BALANCED)),
+    ("90", Case("chunks of channels", ((520, 3, 9),), (2,), loss=BALANCED)),
     ("90", Case("bfloat16", ((64, 8, 8), (72, 3, 5)), (3,), torch.bfloat16, torch.bfloat16, True, loss=BALANCED)),
 ]
 
