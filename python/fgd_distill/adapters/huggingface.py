@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import StudentStep
 from .batches import check_targets, detection, stack_images, to_pixels, to_relative
@@ -24,17 +24,17 @@ class HuggingFaceAdapter:
     Losses carry their weights; those of the decoder's layers and of the denoising queries are summed by name.
     """
 
-    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+    def neck_and_head(self, model: Any) -> Sequence[str]:
         inner = [f"model.{name}" for name, _ in model.model.named_children() if name != "backbone"]
         return [*inner, *(name for name, _ in model.named_children() if name != "model")]
 
-    def default_layers(self, model: nn.Module) -> list[str]:
+    def default_layers(self, model: Any) -> list[str]:
         """The hybrid encoder's maps: of the top-down path only the last one leaves it, of the bottom-up path all."""
         encoder = model.model.encoder
         top_down, bottom_up = len(encoder.fpn_blocks) - 1, range(len(encoder.pan_blocks))
         return [f"model.encoder.fpn_blocks.{top_down}", *(f"model.encoder.pan_blocks.{i}" for i in bottom_up)]
 
-    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+    def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             if not hasattr(getattr(getattr(model, "model", None), "encoder", None), "pan_blocks"):
                 raise TypeError(
@@ -44,7 +44,7 @@ class HuggingFaceAdapter:
         if ours % theirs:
             raise ValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
 
-    def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
+    def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         if isinstance(images, Mapping):
             batch = images["pixel_values"]
             labels = [
@@ -62,11 +62,11 @@ class HuggingFaceAdapter:
         output = student(pixel_values=batch, labels=labels)
         return StudentStep(_by_name(output.loss_dict), batch, boxes)
 
-    def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
+    def run_backbone(self, model: Any, batch: Tensor) -> Any:
         return model(pixel_values=batch)
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
+    def predict(self, model: Any, images: Any) -> list[dict[str, Tensor]]:
         """The best ``num_queries`` pairs of box and class, as the image processor's post-processing takes them."""
         batch = stack_images(images, _largest_stride(model), 0.0)
         output = model(pixel_values=batch)
@@ -78,7 +78,7 @@ class HuggingFaceAdapter:
         ]
 
 
-def _largest_stride(model: nn.Module) -> int:
+def _largest_stride(model: Any) -> int:
     return max(model.config.feat_strides)
 
 

@@ -21,13 +21,13 @@ class MMDetectionAdapter:
     come in no other way.
     """
 
-    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+    def neck_and_head(self, model: Any) -> Sequence[str]:
         return [name for name, _ in model.named_children() if name not in ("data_preprocessor", "backbone")]
 
-    def default_layers(self, model: nn.Module) -> list[str]:
+    def default_layers(self, model: Any) -> list[str]:
         return ["neck" if model.with_neck else "backbone"]
 
-    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+    def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             if not hasattr(model, "extract_feat") or not hasattr(model, "data_preprocessor"):
                 raise TypeError(f"{role}: expected a detector of mmdet.models, got {type(model).__name__}")
@@ -38,7 +38,7 @@ class MMDetectionAdapter:
                 f"got {ours} for the student and {theirs} for the teacher"
             )
 
-    def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
+    def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         data = dict(images) if isinstance(images, Mapping) else _pack(student, images, targets)
         data = _preprocessor(student)(data, training=True)
         batch, samples = data["inputs"], data["data_samples"]
@@ -46,11 +46,11 @@ class MMDetectionAdapter:
         boxes = [_plain(sample.gt_instances.bboxes) for sample in samples]
         return StudentStep(_scalars(student.loss(batch, samples)), batch, boxes)
 
-    def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
+    def run_backbone(self, model: Any, batch: Tensor) -> Any:
         return model.extract_feat(batch)
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
+    def predict(self, model: Any, images: Any) -> list[dict[str, Tensor]]:
         """With the thresholds of the model's ``test_cfg``."""
         data = _preprocessor(model)(_pack(model, images, None), training=False)
         samples = model.predict(data["inputs"], data["data_samples"])
@@ -58,7 +58,7 @@ class MMDetectionAdapter:
         return [detection(f.bboxes, f.scores, f.labels, image) for f, image in zip(found, images, strict=True)]
 
 
-def _normalisation(model: nn.Module) -> dict[str, Any]:
+def _normalisation(model: Any) -> dict[str, Any]:
     """What the preprocessor does to a pixel; without mean and std it leaves the values alone."""
     own = model.data_preprocessor
     values = {name: getattr(own, name, None) for name in ("mean", "std")}
@@ -68,13 +68,13 @@ def _normalisation(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _preprocessor(model: nn.Module) -> nn.Module:
+def _preprocessor(model: Any) -> Any:
     """The model's preprocessor, told where the model is: moved as part of a larger module, it does not notice."""
     device = next(model.parameters()).device
     return model.data_preprocessor.to(device)
 
 
-def _pack(model: nn.Module, images: Any, targets: Any) -> dict[str, list[Any]]:
+def _pack(model: Any, images: Any, targets: Any) -> dict[str, list[Any]]:
     """Images and targets as MMDetection's data loader yields them; without targets, as for a test."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
@@ -93,11 +93,11 @@ def _pack(model: nn.Module, images: Any, targets: Any) -> dict[str, list[Any]]:
     return {"inputs": inputs, "data_samples": samples}
 
 
-def _classes(model: nn.Module) -> int:
-    head = model.roi_head if getattr(model, "with_roi_head", False) else model
-    box_head = head.bbox_head
+def _classes(model: Any) -> int:
+    box_head: Any = (model.roi_head if getattr(model, "with_roi_head", False) else model).bbox_head
     # Cascades have a list of heads, all for the same classes.
-    return (box_head[0] if isinstance(box_head, nn.ModuleList) else box_head).num_classes
+    first: Any = box_head[0] if isinstance(box_head, nn.ModuleList) else box_head
+    return first.num_classes
 
 
 def _plain(boxes: Any) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import StudentStep
 from .batches import check_targets, detection, stack_images, to_pixels, to_relative
@@ -24,15 +24,15 @@ class UltralyticsAdapter:
     Losses are those of an image; Ultralytics' trainer minimises them times the batch size.
     """
 
-    def neck_and_head(self, model: nn.Module) -> Sequence[str]:
+    def neck_and_head(self, model: Any) -> Sequence[str]:
         return [f"model.{index}" for index in range(len(model.yaml["backbone"]), len(model.model))]
 
-    def default_layers(self, model: nn.Module) -> list[str]:
+    def default_layers(self, model: Any) -> list[str]:
         """The layers that feed the head, such as ``model.15``, ``model.18`` and ``model.21`` of YOLOv8."""
         head = model.model[-1]
         return [f"model.{index if index >= 0 else head.i + index}" for index in head.f]
 
-    def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
+    def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             _check_detector(role, model)
         ours, theirs = _largest_stride(student), _largest_stride(teacher)
@@ -44,7 +44,7 @@ class UltralyticsAdapter:
                 "loads from a file; call student.requires_grad_(True)"
             )
 
-    def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
+    def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         _set_up_loss(student)
         if isinstance(images, Mapping):
             batch = dict(images)
@@ -59,11 +59,11 @@ class UltralyticsAdapter:
         losses = dict(zip(items, total / len(batch["img"]), strict=True))
         return StudentStep(losses, batch["img"], boxes)
 
-    def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
+    def run_backbone(self, model: Any, batch: Tensor) -> Any:
         return model(batch)
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
+    def predict(self, model: Any, images: Any) -> list[dict[str, Tensor]]:
         """With the settings of Ultralytics' validation: scores above 0.001, IoU 0.7, several labels a box."""
         from ultralytics.utils.nms import non_max_suppression
 
@@ -79,23 +79,24 @@ class UltralyticsAdapter:
         return [detection(f[:, :4], f[:, 4], f[:, 5], image) for f, image in zip(found, images, strict=True)]
 
 
-def _check_detector(role: str, model: nn.Module) -> None:
+def _check_detector(role: str, model: Any) -> None:
     from ultralytics.engine.model import Model
     from ultralytics.nn.modules import Detect, v10Detect
     from ultralytics.nn.tasks import DetectionModel
 
     if isinstance(model, Model):
         raise TypeError(f"{role}: expected the network, got {type(model).__name__} around it; pass its attribute model")
-    if not isinstance(model, DetectionModel) or type(model.model[-1]) not in (Detect, v10Detect):
-        head = type(model.model[-1]).__name__ if hasattr(model, "model") else "none"
+    layers: Any = getattr(model, "model", [None])
+    if not isinstance(model, DetectionModel) or type(layers[-1]) not in (Detect, v10Detect):
+        head = "none" if layers[-1] is None else type(layers[-1]).__name__
         raise TypeError(f"{role}: expected a YOLO detector, got {type(model).__name__} with the head {head}")
 
 
-def _largest_stride(model: nn.Module) -> int:
+def _largest_stride(model: Any) -> int:
     return int(model.stride.max())
 
 
-def _set_up_loss(student: nn.Module) -> None:
+def _set_up_loss(student: Any) -> None:
     """Gives the model what its loss needs, as Ultralytics' trainer does."""
     from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 
@@ -109,7 +110,7 @@ def _set_up_loss(student: nn.Module) -> None:
         student.criterion = None
 
 
-def _batch(student: nn.Module, images: Any, targets: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
+def _batch(student: Any, images: Any, targets: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Ultralytics' batch, and the boxes as they came."""
     stacked = stack_images(images, _largest_stride(student), GREY)
     boxes, labels = check_targets(targets, stacked, student.model[-1].nc)
