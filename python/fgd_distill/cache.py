@@ -112,8 +112,8 @@ class TeacherCache:
             fresh = compute(batch if len(missing) == len(ids) else batch[missing])
             self._begin(fresh, list(batch.shape[-2:]))
             for row, place in enumerate(missing):
-                maps[place] = [self._rounded(level[row], ids[place]) for level in fresh]
-                self._write(ids[place], maps[place], thumbnails[place])
+                rounded = maps[place] = [self._rounded(level[row], ids[place]) for level in fresh]
+                self._write(ids[place], rounded, thumbnails[place])
         return [torch.stack(level).to(batch.device) for level in zip(*maps, strict=True)]
 
     def _check_frame(self, frame: list[int]) -> None:

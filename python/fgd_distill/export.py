@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,26 @@ def student_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {inner.replace(COMPILED_PREFIX, ""): state[name] for name, (_, inner) in found.items()}
 
 
+def read_checkpoint(checkpoint: str | Path) -> tuple[DetectorConfig, dict[str, Tensor]]:
+    """The student of a checkpoint of ``fgd-distill fit``: how it is built, without weights, and its state dict.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it was not written by ``fgd-distill fit``.
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
+    expected = f"{checkpoint}: expected a checkpoint of fgd-distill fit"
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{expected}, could not read it: {error}") from error
+    if not isinstance(content, Mapping) or "detector" not in content:
+        got = f"the keys {sorted(content)[:8]}" if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(f"{expected}, got {got}")
+    return DetectorConfig(**content["detector"]), student_state_dict(content)
+
+
 def export_student(checkpoint: str, output: str, dtype: Literal["float32", "float16"] = "float32") -> None:
     """Writes the student of a training checkpoint as a plain state dict, without teacher, loss and optimizer.
 
@@ -53,20 +74,13 @@ def export_student(checkpoint: str, output: str, dtype: Literal["float32", "floa
         FileNotFoundError: there is no such checkpoint.
         ValueError: it was not written by ``fgd-distill fit``.
     """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if "detector" not in content:
-        raise ValueError(f"{checkpoint}: expected a checkpoint of fgd-distill fit, got the keys {sorted(content)[:8]}")
+    config, student = read_checkpoint(checkpoint)
     stored = getattr(torch, dtype)
-    state = {
-        name: value.to(stored) if value.is_floating_point() else value
-        for name, value in student_state_dict(content).items()
-    }
+    state = {name: value.to(stored) if value.is_floating_point() else value for name, value in student.items()}
 
     def write(path: Path) -> None:
         torch.save(state, path)
-        load_weights(build_detector(DetectorConfig(**content["detector"])), path)
+        load_weights(build_detector(config), path)
 
     atomic_write(output, write)
     print(f"wrote {len(state)} tensors, {Path(output).stat().st_size / 1e6:.1f} MB, to {output}")

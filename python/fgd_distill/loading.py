@@ -107,7 +107,7 @@ class ResumableLoader(DataLoader):
         self.steps_an_epoch: int | None = None
         """Where the training ends an epoch, if that is before the last batch."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator, not torch's own iterator
         if not self._goes_on:
             self.epoch, self.done = self.epoch + 1, 0
         self._goes_on = False

@@ -1,8 +1,9 @@
-"""Detectors by name: the two small ones of the digits data, and torchvision's own constructors."""
+"""Detectors by name: the two small ones of the digits data, torchvision's own, and whatever a function builds."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -55,7 +56,9 @@ class DetectorConfig:
     """A detector as a configuration file describes it.
 
     Args:
-        name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn`` or ``maskrcnn_resnext101_64x4d_fpn``.
+        name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn`` or ``maskrcnn_resnext101_64x4d_fpn``; or a
+            function of one's own as ``module:function``, called with ``num_classes`` and ``options``, that returns a
+            detector for which ``fgd_distill.adapters`` has an adapter.
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.
@@ -152,26 +155,47 @@ def build_detector(config: DetectorConfig) -> nn.Module:
         the detector, in training mode, on the CPU, float32.
 
     Raises:
-        ValueError: an unknown name, or weights that do not fit the detector.
+        ValueError: an unknown name, a function that cannot be imported, or weights that do not fit the detector.
+        TypeError: a function that builds no module.
         FileNotFoundError: there is no such weights file.
     """
-    if config.name not in detector_names():
-        close = difflib.get_close_matches(config.name, detector_names(), n=3) or detector_names()
-        raise ValueError(f"detector name: expected one of {close}, got {config.name!r}")
-    family, _, backbone = config.name.removesuffix("_fpn").partition("_")
-    if family in FAMILIES and backbone in BACKBONES:
-        model = _resnet_detector(family, backbone, config)
-    elif config.backbone_weights is not None:
-        raise ValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
-    elif family == "digits":
-        build = {"student": digits_student, "teacher": digits_teacher}[backbone]
-        model = build(num_classes=config.num_classes, **config.options)
-    else:
-        options = {"weights": None, "weights_backbone": None, **config.options}
-        model = getattr(detection, config.name)(num_classes=config.num_classes, **options)
+    model = _own_detector(config) if ":" in config.name else _named_detector(config)
     if config.weights is not None:
         load_weights(model, config.weights)
     return model
+
+
+def _own_detector(config: DetectorConfig) -> nn.Module:
+    """What the function ``module:function`` builds."""
+    if config.backbone_weights is not None:
+        raise ValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
+    module, _, function = config.name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"detector name: expected module:function, cannot import {config.name!r}: {error}") from error
+    model = build(num_classes=config.num_classes, **config.options)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"detector name: expected {config.name} to return a torch.nn.Module, got {type(model).__name__}"
+        )
+    return model
+
+
+def _named_detector(config: DetectorConfig) -> nn.Module:
+    if config.name not in detector_names():
+        close = difflib.get_close_matches(config.name, detector_names(), n=3) or detector_names()
+        raise ValueError(f"detector name: expected one of {close}, or module:function, got {config.name!r}")
+    family, _, backbone = config.name.removesuffix("_fpn").partition("_")
+    if family in FAMILIES and backbone in BACKBONES:
+        return _resnet_detector(family, backbone, config)
+    if config.backbone_weights is not None:
+        raise ValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
+    if family == "digits":
+        build = {"student": digits_student, "teacher": digits_teacher}[backbone]
+        return build(num_classes=config.num_classes, **config.options)
+    options = {"weights": None, "weights_backbone": None, **config.options}
+    return getattr(detection, config.name)(num_classes=config.num_classes, **options)
 
 
 def _resnet_detector(family: str, backbone: str, config: DetectorConfig) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
+from .adapters import adapter_for
 from .coco import open_coco
 from .evaluation import coco_results
-from .export import student_state_dict
+from .export import read_checkpoint
 from .files import atomic_write
 from .models import DetectorConfig, build_detector
 
@@ -114,9 +114,10 @@ def predict(
 
 @torch.no_grad()
 def _predictions(model: nn.Module, batches: Any, device: str) -> Iterator[tuple[NamedImage, dict[str, Tensor] | None]]:
+    adapter = adapter_for(model)
     for batch in batches:
         readable = [image for image in batch if image.pixels is not None]
-        found = model([image.pixels.to(device) for image in readable]) if readable else []
+        found = adapter.predict(model, [image.pixels.to(device) for image in readable]) if readable else []
         yield from zip(readable, ({name: value.cpu() for name, value in one.items()} for one in found), strict=True)
         yield from ((image, None) for image in batch if image.pixels is None)
 
@@ -129,18 +130,9 @@ def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> nn.Mod
         if detector.weights is None:
             raise ValueError("detector.weights: expected a file with trained weights, got None: it would see noise")
         return build_detector(detector)
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{checkpoint}: expected a checkpoint of fgd-distill fit, could not read it: {error}"
-        ) from error
-    if "detector" not in content:
-        raise ValueError(f"{checkpoint}: expected a checkpoint of fgd-distill fit, got the keys {sorted(content)[:8]}")
-    model = build_detector(DetectorConfig(**content["detector"]))
-    model.load_state_dict(student_state_dict(content))
+    config, student = read_checkpoint(str(checkpoint))
+    model = build_detector(config)
+    model.load_state_dict(student)
     return model
 
 
@@ -155,7 +147,7 @@ def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:
         raise ValueError(
             f"images: expected a folder with images ({', '.join(sorted(SUFFIXES))}), found none in {folder}"
         )
-    numbers = [int(path.stem) if path.stem.isdecimal() else None for path in paths]
-    if None in numbers or len(set(numbers)) < len(numbers):
+    numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]
+    if len(set(numbers)) < len(paths):
         numbers = list(range(1, len(paths) + 1))
     return [NamedImage(number, path) for number, path in zip(numbers, paths, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,8 @@ from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from fgd_kernels import LOSS_NAMES, FGDLoss
 
 from .adapters import adapter_for, probe_channels
 from .cache import CacheConfig, TeacherCache, teacher_fingerprint
@@ -56,30 +59,32 @@ class FGDConfig:
 def build_criterion(
     student: nn.Module,
     teacher: nn.Module,
-    student_layers: str | Sequence[str],
-    teacher_layers: str | Sequence[str],
+    student_layers: str | Sequence[str] | None,
+    teacher_layers: str | Sequence[str] | None,
     config: FGDConfig,
 ) -> nn.Module:
     """An ``FGDLoss`` for the feature maps that these layers give; their channels are found by a blank image.
 
+    Layers that are None are the neck's, as the detectors' adapter names them.
+
     Raises:
         ValueError: student and teacher give different numbers of feature maps.
     """
-    import fgd_kernels as fgd
-
     adapter = adapter_for(student)
-    student_channels = probe_channels(student, layer_names(student_layers), adapter)
-    teacher_channels = probe_channels(teacher, layer_names(teacher_layers), adapter)
+    student_layers = layer_names(student_layers or adapter.default_layers(student))
+    teacher_layers = layer_names(teacher_layers or adapter.default_layers(teacher))
+    student_channels = probe_channels(student, student_layers, adapter)
+    teacher_channels = probe_channels(teacher, teacher_layers, adapter)
     if len(student_channels) != len(teacher_channels):
         raise ValueError(
             f"expected as many feature maps of student and teacher, got {len(student_channels)} from student_layers "
             f"{student_layers} and {len(teacher_channels)} from teacher_layers {teacher_layers}"
         )
-    return fgd.FGDLoss(student_channels, teacher_channels, **asdict(config))
+    return FGDLoss(student_channels, teacher_channels, **asdict(config))
 
 
 class DetectionModule(pl.LightningModule):
-    """Trains a torchvision detector; with a teacher, it inherits from it, is distilled from it, or both.
+    """Trains a detector; with a teacher, it inherits from it, is distilled from it, or both.
 
     A training that is resumed from a checkpoint takes the steps that it would have taken, bit for bit on a CPU:
     the random numbers of a step are a function of the seed, the step and the process.
@@ -89,7 +94,7 @@ class DetectionModule(pl.LightningModule):
         teacher: the detector to learn from, with its weights; needed by ``inherit`` and ``fgd``.
         inherit: whether the student starts with the teacher's neck and head.
         fgd: adds the FGD loss with these weights.
-        student_layers, teacher_layers: modules whose feature maps are distilled.
+        student_layers, teacher_layers: modules whose feature maps are distilled; None takes the neck's.
         resize_teacher: whether teacher maps of another size are resized to the student's.
         schedule: the optimizer steps in which the FGD loss counts; None: all.
         teacher_cache: keeps the teacher's feature maps on disk; for images that are the same in every epoch.
@@ -108,8 +113,8 @@ class DetectionModule(pl.LightningModule):
         teacher: DetectorConfig | None = None,
         inherit: bool = False,
         fgd: FGDConfig | None = None,
-        student_layers: str | list[str] = "backbone.fpn",
-        teacher_layers: str | list[str] = "backbone.fpn",
+        student_layers: str | list[str] | None = None,
+        teacher_layers: str | list[str] | None = None,
         resize_teacher: bool = False,
         schedule: Schedule | None = None,
         teacher_cache: CacheConfig | None = None,
@@ -126,6 +131,7 @@ class DetectionModule(pl.LightningModule):
         self.make_optimizer, self.make_scheduler, self.lr_milestones = optimizer, lr_scheduler, lr_milestones
         self.seed = torch.initial_seed()  # seed_everything's
         model = build_detector(student)
+        self.adapter = adapter_for(model)
         self.distiller: DetectionDistiller | None = None
         if teacher is not None:
             teacher_model = build_detector(teacher)
@@ -133,9 +139,14 @@ class DetectionModule(pl.LightningModule):
                 inherit_from(model, teacher_model)
             if fgd is not None:
                 criterion = build_criterion(model, teacher_model, student_layers, teacher_layers, fgd)
-                layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
                 self.distiller = DetectionDistiller(
-                    model, teacher_model, criterion, **layers, resize_teacher=resize_teacher, schedule=schedule
+                    model,
+                    teacher_model,
+                    criterion,
+                    student_layers,
+                    teacher_layers,
+                    resize_teacher=resize_teacher,
+                    schedule=schedule,
                 )
         if self.distiller is None:
             self.student = model
@@ -157,22 +168,22 @@ class DetectionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         if self.lr_milestones is not None:
-            scheduler: Any = LambdaLR(optimizer, self._lr_factor)
+            scheduler: Any = LambdaLR(optimizer, partial(self._lr_factor, self.lr_milestones))
         elif self.make_scheduler is not None:
             scheduler = self.make_scheduler(optimizer)
         else:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _lr_factor(self, step: int) -> float:
+    def _lr_factor(self, milestones: LrMilestones, step: int) -> float:
         # The scheduler is made, and asked for step 0, before Lightning knows how many batches an epoch has.
         batches = self.trainer.num_training_batches if step else math.inf
-        return self.lr_milestones.factor(step, batches / self.trainer.accumulate_grad_batches)
+        return milestones.factor(step, batches / self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
         train_set = self._data("train_set")
         _check_labels(train_set, self.detector, self.student_config.num_classes)
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         if not isinstance(loader.batch_sampler, JointBatches):
             raise ValueError("trainer.use_distributed_sampler: expected false, the data module shares out its batches")
         loader.steps_an_epoch = int(self.trainer.num_training_batches)
@@ -195,7 +206,7 @@ class DetectionModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         if self.distiller is None:
-            losses = self.student(list(images), list(targets))
+            losses = self.adapter.student_step(self.student, images, targets).losses
         else:
             self.distiller.set_step(self.global_step)
             losses = self.distiller(images, targets)
@@ -206,7 +217,8 @@ class DetectionModule(pl.LightningModule):
     def _log_losses(self, total: Tensor, losses: Mapping[str, Tensor], images: int) -> None:
         """Logs the sum, and in steps that the loggers record, every term and every level's, as means over processes."""
         values = {"loss": total}
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0:
             values |= {f"train/{name}": loss for name, loss in losses.items()}
             values |= self._level_terms()
             together = torch.stack([value.detach().float() for value in values.values()])
@@ -221,7 +233,7 @@ class DetectionModule(pl.LightningModule):
         return {
             f"level{level}/{name}": term
             for level, terms in enumerate(self.distiller.level_terms)
-            for name, term in zip(self.distiller.criterion.loss_names, terms, strict=True)
+            for name, term in zip(LOSS_NAMES, terms, strict=True)
         }
 
     def on_validation_epoch_start(self) -> None:
@@ -229,7 +241,8 @@ class DetectionModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
-        self.evaluator.update(self.detector(list(images)), [target["image_id"] for target in targets])
+        found = self.adapter.predict(self.detector, images)
+        self.evaluator.update(found, [target["image_id"] for target in targets])
 
     def on_validation_epoch_end(self) -> None:
         # Equal on every process, because it gathers all predictions.

@@ -9,10 +9,12 @@ from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, m
 from PIL import Image
 
 import fgd_kernels as fgd
+from fgd_distill import cli
 from fgd_distill.adapters import adapter_for
 from fgd_distill.adapters.ultralytics import GREY, UltralyticsAdapter
 from fgd_distill.distiller import DetectionDistiller
 from fgd_distill.inheriting import inherit
+from fgd_distill.models import DetectorConfig, build_detector
 
 LOSSES = {"box_loss", "cls_loss", "dfl_loss"}
 
@@ -38,13 +40,29 @@ def ultralytics(tmp_path_factory):
     np.set_printoptions(**options)
 
 
-def build(name: str = "yolov8n.yaml", width: float = 0.5):
-    """A detector of four classes from Ultralytics' file, with ``width`` times its channels."""
+def build(name: str = "yolov8n.yaml", width: float = 0.5, num_classes: int = 4):
+    """A detector from Ultralytics' file, with ``width`` times its channels."""
     from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
     config = yaml_model_load(name)
     config["scales"]["n"][1] *= width
-    return DetectionModel(config, nc=4, verbose=False)
+    return DetectionModel(config, nc=num_classes, verbose=False)
+
+
+def test_fit_distils_it_and_validates_and_exports(fit_args, tmp_path):
+    """A detector of one's own through the command line: the configuration names the function that builds it."""
+    torch.manual_seed(0)
+    torch.save(build(width=1.0, num_classes=11).state_dict(), tmp_path / "teacher.pt")
+    name = "test_adapters_ultralytics:build"
+    models = [f"--model.student.name={name}", f"--model.teacher.name={name}", "--model.teacher.options={width: 1.0}"]
+    weights = [f"--model.teacher.weights={tmp_path / 'teacher.pt'}", "--model.teacher.num_classes=11"]
+    ran = cli.run(fit_args(tmp_path, *models, *weights, "--model.fgd={temperature: 1.0}", steps=2))
+    assert ran.model.distiller.student_layers == ["model.15", "model.18", "model.21"]
+    assert {"train/box_loss", "train/loss_fgd_global", "val/AP"} <= ran.trainer.callback_metrics.keys()
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    cli.main(["export-student", str(checkpoint), str(tmp_path / "student.pt")])
+    plain = build_detector(DetectorConfig(name, 11, str(tmp_path / "student.pt")))
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in ran.model.detector.state_dict().items())
 
 
 @pytest.fixture

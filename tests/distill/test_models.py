@@ -90,6 +90,16 @@ def test_unknown_name_lists_close_ones():
     assert "digits_student" in detector_names()
 
 
+def test_a_function_of_ones_own():
+    model = build_detector(DetectorConfig("fgd_distill.models:digits_student", 5, options={"image_size": 96}))
+    assert model.head.classification_head.num_classes == 5 and model.transform.min_size == (96,)
+    for name in ("no_such_module:build", "fgd_distill.models:no_such_function", ":build"):
+        with pytest.raises(ValueError, match=f"expected module:function, cannot import '{name}'"):
+            build_detector(DetectorConfig(name))
+    with pytest.raises(TypeError, match="to return a torch.nn.Module, got dict"):
+        build_detector(DetectorConfig("builtins:dict"))
+
+
 def test_weights_load_from_other_float_types_and_from_torchvisions_checkpoints(pair, tmp_path):
     student, _ = pair
     halves = {k: v.half() if v.is_floating_point() else v for k, v in student.state_dict().items()}
