@@ -5,6 +5,7 @@
 
 namespace problem {
 
+using namespace fgd;
 using namespace fgd::cpu;
 
 static const char* name_of(DType type) {

@@ -9,6 +9,7 @@
 
 namespace problem {
 
+using namespace fgd;
 using namespace fgd::cpu;
 
 Buffer::Buffer(size_t bytes) : data_(static_cast<char*>(::operator new[](bytes, std::align_val_t{64}))), size_(bytes) {
