@@ -2,9 +2,8 @@
 #
 #   FGD_NO_CUDA=1 or -DFGD_CUDA=OFF     no
 #   FGD_FORCE_CUDA=1 or -DFGD_CUDA=ON   yes; without nvcc that is an error
-#   TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"  yes where there is an nvcc, for these architectures
-#   none of them (AUTO)                 no: it would take every installation minutes of nvcc (docs/cuda.md), and
-#                                       a GPU has the Triton kernels without any build
+#   none of them (AUTO)                 yes where there is an nvcc of CUDA 12 or later
+#   TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"  for these architectures instead of all
 #
 # Never by whether a GPU is visible here: the machine that builds is often not the one that runs.
 set(FGD_WITH_CUDA OFF)
@@ -15,9 +14,6 @@ if(FGD_CUDA STREQUAL "AUTO")
     set(fgd_cuda_wanted OFF)
   elseif("$ENV{FGD_FORCE_CUDA}" STREQUAL "1")
     set(fgd_cuda_wanted ON)
-  elseif("$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "" AND FGD_CUDA_ARCHITECTURES STREQUAL "")
-    message(STATUS "FGD: CPU kernels alone; the CUDA kernels are built with FGD_FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST")
-    return()
   endif()
 endif()
 if(fgd_cuda_wanted STREQUAL "OFF")
@@ -53,6 +49,10 @@ endfunction()
 
 set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target's own
 enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0 AND NOT fgd_cuda_wanted STREQUAL "ON")
+  message(STATUS "FGD: CPU kernels alone; nvcc is ${CMAKE_CUDA_COMPILER_VERSION}, expected 12.0 or later")
+  return()
+endif()
 find_package(CUDAToolkit REQUIRED)
 if(FGD_CUDA_ARCHITECTURES)
   set(fgd_architectures ${FGD_CUDA_ARCHITECTURES})
