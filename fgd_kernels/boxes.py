@@ -48,7 +48,7 @@ def pack_boxes(
         TypeError: boxes is no list of tensors, or a tensor is not floating point.
         ValueError: a shape, a device, the number of images, an image size or a box's values are wrong.
     """
-    device = torch.device(device)
+    device = _indexed(torch.device(device))
     if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
         raise TypeError(f"boxes: expected a list of tensors (n_i, 4), one an image, got {type(boxes).__name__}")
     sizes = _pack_sizes(image_sizes, len(boxes), device, validate)
@@ -60,6 +60,13 @@ def pack_boxes(
     if validate or _readable(values):
         _check_values(values, ends)
     return PackedBoxes(values, offsets, sizes)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """'cuda' is the current GPU: tensors on it say 'cuda:0', and the two do not compare equal."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def check_packed(packed: PackedBoxes, images: int, device: torch.device) -> None:

@@ -72,3 +72,10 @@ def test_unchecked_bad_values_cover_nothing():
     s, t = torch.randn(1, 3, 10, 20), torch.randn(1, 3, 10, 20)
     for backend in ("reference", "auto"):
         assert fgd.fgd_loss(s, t, packed, None, backend=backend)["loss_fgd_fg"] == 0
+
+
+def test_cuda_means_the_current_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    indexed = fgd.boxes._indexed
+    assert indexed(torch.device("cuda")) == torch.device("cuda:3")
+    assert indexed(torch.device("cuda:1")) == torch.device("cuda:1") and indexed(torch.device("cpu")).type == "cpu"
