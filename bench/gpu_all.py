@@ -28,8 +28,23 @@ import torch
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = ("build", "tests", "sanitizer", "benchmark")
 PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu"]
+# How our kernels' names begin: all of CUDA C++, and each of the Triton kernels.
+KERNELS = (
+    "fgd_",
+    "rasterise",
+    "forward_pass",
+    "merge",
+    "finish",
+    "gc_hidden",
+    "gc_added",
+    "total",
+    "gc_hidden_grad",
+    "gc_grads",
+    "backward_pass",
+    "sum_key_grads",
+)
 # What the tools watch: our kernels. initcheck has to see who wrote what these read, PyTorch's kernels among them.
-OURS = ["--kernel-name", "kernel_substring=fgd_"]
+OURS = [argument for name in KERNELS for argument in ("--kernel-name", f"kernel_substring={name}")]
 TOOLS = {"memcheck": OURS, "racecheck": OURS, "synccheck": OURS, "initcheck": []}
 
 

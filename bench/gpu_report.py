@@ -5,12 +5,13 @@
     python bench/gpu_report.py --without-triton
 
 Registers, spills and shared memory are the compilers' own words for that architecture: nvcc -Xptxas -v for CUDA C++,
-bench/gpu_report_triton.py for Triton. Instructions and sectors of the CUDA kernels come from executing their PTX in the
-interpreter of tests/ptx: one image of 32x128 pixels and 256 channels in four chunks (the generic kernels: 16x64 pixels
-and 512 channels). They count per pair of a student's and a teacher's element; sectors are all that the kernel moves,
-over the floor of its pass, which is two feature maps forward and three backward. The steps between the passes stand in
-the same units: what they add. Occupancy follows from registers, threads and shared memory; bytes in flight are those
-of the tile that a block has on its way while it computes another, for all blocks that a multiprocessor holds.
+bench/gpu_report_triton.py for Triton. Instructions and sectors come from executing PTX in the interpreter of tests/ptx:
+one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the generic ones: 16x64 pixels and 512
+channels), of Triton the code for sm_90. They count per pair of a student's and a teacher's element; sectors are all
+that the kernel moves, over the floor of its pass, which is two feature maps forward and three backward. The steps
+between the passes stand in the same units: what they add. Occupancy follows from registers, threads and shared memory;
+bytes in flight are those of the tile that a block has on its way while it computes another, for all blocks that a
+multiprocessor holds.
 
 The predicted time is a bound, not a measurement: the larger of sectors over the memory's bandwidth and of warp
 instructions over the issue rate, for the five levels of an 800x1344 batch of 8.
@@ -18,6 +19,7 @@ instructions over the issue rate, for the five levels of an 800x1344 batch of 8.
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import pathlib
@@ -27,7 +29,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ptx"), str(ROOT / "tests" / "cuda")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ptx"), str(ROOT / "tests" / "cuda"), str(ROOT / "tests" / "triton")]
 
 import torch  # noqa: E402
 from compiled import CUDA, UNITS, missing  # noqa: E402
@@ -42,6 +44,7 @@ PASSES = {"forward": 2, "backward": 3}  # feature maps that a pass reads and wri
 FORWARD_STEPS = ("forward", "merge", "finish", "gc_hidden", "gc_added", "terms")
 PAIRS = 8 * 256 * sum(h * w for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11)))
 THREADS = 256
+EXECUTED_TRITON = "sm_90"
 PREDICTED = "predicted, not measured"
 
 # (architecture, multiprocessors, clock in GHz, memory bandwidth in GB/s), from the vendors' data sheets.
@@ -70,17 +73,22 @@ def executed(dtype: torch.dtype, layout: torch.memory_format, **shape: int) -> d
     loss = Loss(*operator_inputs(dtype, layout, **shape), multiprocessors=4, check_races=False)
     loss.forward()
     loss.backward((1.0, 1.0, 1.0, 1.0))
-    pairs, found = loss.student[0].numel(), {}
+    found = {}
     for name, counts in loss.device.counts.items():
         step = name.removeprefix("fgd_").rsplit("_", 1)[0]
         maps = PASSES["forward" if step.startswith(FORWARD_STEPS) else "backward"]
-        found[name] = {
-            "instructions_per_pair": round(instructions(counts) / pairs, 3),
-            "ptx_instructions_per_pair": round(counts.thread_instructions / pairs, 3),
-            "sectors_over_floor": round(sectors_over_floor(counts, pairs * dtype.itemsize * maps), 4),
-            "shared_wavefronts_per_warp_pair": round(counts.shared_wavefronts * 32 / pairs, 3),
-        }
+        found[name] = counted(counts, loss.student[0].numel(), dtype, maps)
     return found
+
+
+def counted(counts, pairs: int, dtype: torch.dtype, maps: int) -> dict:
+    """A launch's counters in the units of the table."""
+    return {
+        "instructions_per_pair": round(instructions(counts) / pairs, 3),
+        "ptx_instructions_per_pair": round(counts.thread_instructions / pairs, 3),
+        "sectors_over_floor": round(sectors_over_floor(counts, pairs * dtype.itemsize * maps), 4),
+        "shared_wavefronts_per_warp_pair": round(counts.shared_wavefronts * 32 / pairs, 3),
+    }
 
 
 def executed_kernels() -> list[tuple[dict, dict]]:
@@ -98,6 +106,21 @@ def executed_kernels() -> list[tuple[dict, dict]]:
                 if "generic" in name:
                     out.append(({"kernel": name} | run, seen))
     return out
+
+
+def executed_triton(dtype: torch.dtype, layout: torch.memory_format) -> dict[str, dict]:
+    """The same of the two Triton kernels that pass over the features."""
+    import emulated
+
+    from fgd_kernels import triton_kernels
+
+    student, teacher, boxes, gc_block = operator_inputs(dtype, layout)
+    inputs = (student, teacher, *boxes, gc_block, [1.0] * 4, 0.5, 0.5)
+    with emulated.Emulator(EXECUTED_TRITON[3:]).instead_of_a_gpu() as gpu:
+        *_, maps, stats = triton_kernels.forward(*inputs)
+        triton_kernels.backward(torch.ones(4), *inputs, maps, stats, True, True)
+    launches = {f"{step}_pass": (gpu.counts[f"{step}_pass"][0], size) for step, size in PASSES.items()}
+    return {name: counted(counts, student[0].numel(), dtype, size) for name, (counts, size) in launches.items()}
 
 
 # ---- compiled ------------------------------------------------------------------------------------------------------
@@ -170,20 +193,23 @@ def cuda_rows(architectures) -> list[dict]:
 
 
 def triton_rows(architectures) -> list[dict]:
-    """The Triton kernels that pass over the features, as far as a compiler tells."""
+    """The Triton kernels that pass over the features."""
     import gpu_report_triton
 
-    targets = [a[3:] for a in architectures if a[3:] in gpu_report_triton.TARGETS] + ["gfx942"]
-    rows = []
-    for found in gpu_report_triton.report(
-        targets, ["float32", "bfloat16"], ["contiguous", "channels_last"], 256, False
-    ):
+    targets = [a[3:] for a in architectures if a[3:] in gpu_report_triton.TARGETS]
+    targets += [t for t in gpu_report_triton.TARGETS if t.startswith("gfx")]
+    dtypes, layouts = {"float32": "f32", "bfloat16": "bf16"}, {"contiguous": "nchw", "channels_last": "nhwc"}
+    rows, seen = [], {}
+    if EXECUTED_TRITON in architectures:
+        kinds = itertools.product(dtypes.values(), layouts.values())
+        seen = {kind: executed_triton(DTYPES[kind[0]], LAYOUTS[kind[1]]) for kind in kinds}
+    for found in gpu_report_triton.report(targets, [*dtypes], [*layouts], channels=256, every_kernel=False):
         nvidia = not found["target"].startswith("gfx")
         row = {
             "backend": "triton",
             "kernel": found["kernel"],
-            "dtype": {"float32": "f32", "bfloat16": "bf16"}[found["features"]],
-            "layout": {"contiguous": "nchw", "channels_last": "nhwc"}[found["layout"]],
+            "dtype": dtypes[found["features"]],
+            "layout": layouts[found["layout"]],
             "channels": found["channels"],
             "architecture": f"sm_{found['target']}" if nvidia else found["target"],
             "registers": found["registers"],
@@ -192,6 +218,8 @@ def triton_rows(architectures) -> list[dict]:
         }
         if nvidia:
             row |= residency(row["architecture"], row["registers"], row["shared_bytes"], 32 * found["warps"])
+        if row["architecture"] == EXECUTED_TRITON:
+            row |= seen[row["dtype"], row["layout"]][row["kernel"]]
         rows.append(row)
     return rows
 
@@ -210,7 +238,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
     left.barh([k.removeprefix("fgd_") for k in kernels], [per_pair[k] for k in kernels])
     for budget, label in ((34, "budget forward, 16 bit"), (51, "budget backward, 16 bit")):
         left.axvline(budget, linestyle="--", color="gray")
-        left.text(budget, len(kernels) - 0.4, label, fontsize=7, rotation=90, va="top", ha="right")
+        left.text(budget, 1.01, label, fontsize=7, ha="center", transform=left.get_xaxis_transform())
     left.set_xlabel("thread instructions per (student, teacher) element pair")
     width = 0.25
     for i, name in enumerate(DEVICES):
@@ -219,7 +247,7 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
         at = [k + (i - 1) * width for k in range(len(kernels))]
         right.barh(at, [times.get(k, 0) for k in kernels], height=width, label=name)
     right.set_yticks(range(len(kernels)), [k.removeprefix("fgd_") for k in kernels])
-    right.set_xlabel(f"ms for five levels of an 800×1344 batch of 8: {PREDICTED}")
+    right.set_xlabel(f"ms for five levels of an 800×1344 batch of 8:\n{PREDICTED}")
     right.legend()
     figure.tight_layout()
     figure.savefig(path)

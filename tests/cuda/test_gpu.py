@@ -1,11 +1,13 @@
-"""What only a GPU can show. One command there: make gpu-test (python -m pytest -m gpu tests/cuda).
+"""What only a GPU can show, of the CUDA kernels and of the Triton kernels. There: make gpu-test (pytest -m gpu).
 
+Every test takes `backend`; what fgd.backends() says cannot run is skipped with its reason.
 Races and memory ordering: make gpu-sanitize, which runs test_sanitizer under compute-sanitizer's four tools.
 """
 
 import pytest
 import torch
 from cases import BALANCED, PYRAMID, Case, assert_as_reference, evaluate, make_inputs, standard_cases
+from gpu_all import KERNELS
 
 import fgd_kernels as fgd
 
@@ -17,6 +19,19 @@ LARGE = Case(
 )
 
 
+def backends():
+    """One parameter each, skipped with the reason where it cannot run."""
+    for name in ("cuda", "triton"):
+        status = fgd.backends()[name]
+        why = f"backend {name!r}: {status.reason}"
+        yield pytest.param(name, marks=pytest.mark.skipif(not status.available, reason=why))
+
+
+@pytest.fixture(params=backends())
+def backend(request):
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _full_precision():
     """The reference judges in float32, its convolutions too."""
@@ -26,10 +41,16 @@ def _full_precision():
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def packed_inputs(case: Case):
+def without_float64(case: Case, backend: str) -> None:
+    """Skip what the Triton kernels refuse."""
+    if backend == "triton" and case.student_dtype == torch.float64:
+        pytest.skip("the Triton kernels do not compute in float64")
+
+
+def packed_inputs(case: Case, backend: str):
     """Leaves, teacher, packed boxes and a criterion that runs our kernels."""
     student, teacher, boxes, sizes, criterion = make_inputs(case, "cuda")
-    criterion.backend = "cuda"
+    criterion.backend = backend
     packed = fgd.pack_boxes(boxes, sizes, student[0].device)
     return [s.requires_grad_() for s in student], teacher, packed, criterion
 
@@ -41,8 +62,9 @@ def gradients(student, teacher, packed, criterion):
 
 
 @pytest.mark.parametrize("case", [*standard_cases(), LARGE], ids=lambda case: case.name)
-def test_equals_the_reference(case):
-    assert_as_reference(case, "cuda", "cuda")
+def test_equals_the_reference(case, backend):
+    without_float64(case, backend)
+    assert_as_reference(case, backend, "cuda")
 
 
 def sanitizer_cases():
@@ -57,16 +79,18 @@ def sanitizer_cases():
 
 
 @pytest.mark.parametrize("case", list(sanitizer_cases()), ids=lambda case: case.name)
-def test_sanitizer(case):
+def test_sanitizer(case, backend):
     """Small enough for compute-sanitizer."""
-    results = evaluate(make_inputs(case, "cuda"), "cuda")
+    without_float64(case, backend)
+    results = evaluate(make_inputs(case, "cuda"), backend)
     assert all(value.isfinite().all() for value in results.values())
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gradcheck(channels_last):
+def test_gradcheck(channels_last, backend):
     case = Case("gradcheck", ((3, 4, 5), (4, 2, 3)), (2, 1), *[torch.float64] * 2, channels_last, loss=BALANCED)
-    student, teacher, packed, criterion = packed_inputs(case)
+    without_float64(case, backend)
+    student, teacher, packed, criterion = packed_inputs(case, backend)
     criterion.double()
 
     def loss(*features):
@@ -75,9 +99,9 @@ def test_gradcheck(channels_last):
     assert torch.autograd.gradcheck(loss, student, eps=1e-6, atol=1e-6)
 
 
-def test_cuda_graph():
+def test_cuda_graph(backend):
     """Captured once, replayed on other features: launch parameters are copied at capture."""
-    student, teacher, packed, criterion = packed_inputs(FIVE)
+    student, teacher, packed, criterion = packed_inputs(FIVE, backend)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -95,8 +119,8 @@ def test_cuda_graph():
         assert torch.equal(a, b)
 
 
-def test_no_synchronisation():
-    student, teacher, packed, criterion = packed_inputs(FIVE)
+def test_no_synchronisation(backend):
+    student, teacher, packed, criterion = packed_inputs(FIVE, backend)
     gradients(student, teacher, packed, criterion)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -105,9 +129,9 @@ def test_no_synchronisation():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_current_stream():
+def test_current_stream(backend):
     """Work of another stream that has not finished when the loss is called on it."""
-    student, teacher, packed, criterion = packed_inputs(LARGE)
+    student, teacher, packed, criterion = packed_inputs(LARGE, backend)
     expected = gradients(student, teacher, packed, criterion)
     sources = [s.detach().clone() for s in student]
     with torch.no_grad():
@@ -127,9 +151,9 @@ def test_current_stream():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_current_device_stays():
+def test_current_device_stays(backend):
     """Tensors of the second device, on a stream of it, while the first one is current, and stays so."""
-    student, teacher, packed, criterion = packed_inputs(FIVE)
+    student, teacher, packed, criterion = packed_inputs(FIVE, backend)
     expected = gradients(student, teacher, packed, criterion)
     moved = ([s.detach().to("cuda:1").requires_grad_() for s in student], [t.to("cuda:1") for t in teacher])
     boxes = fgd.boxes.PackedBoxes(*(t.to("cuda:1") for t in packed))
@@ -152,8 +176,8 @@ def test_current_device_stays():
         torch.testing.assert_close(a.cpu(), b.cpu())
 
 
-def test_compile():
-    student, teacher, packed, criterion = packed_inputs(FIVE)
+def test_compile(backend):
+    student, teacher, packed, criterion = packed_inputs(FIVE, backend)
     eager = gradients(student, teacher, packed, criterion)
 
     @torch.compile(fullgraph=True)
@@ -167,10 +191,10 @@ def test_compile():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast(dtype):
+def test_autocast(dtype, backend):
     """Half features under autocast; parameters and sums stay in float32."""
     case = Case("amp", PYRAMID, (3, 0), dtype, dtype, loss=BALANCED)
-    student, teacher, packed, criterion = packed_inputs(case)
+    student, teacher, packed, criterion = packed_inputs(case, backend)
     plain = gradients(student, teacher, packed, criterion)
     with torch.autocast("cuda", dtype=dtype):
         found = gradients(student, teacher, packed, criterion)
@@ -181,9 +205,9 @@ def test_autocast(dtype):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_a_hundred_times(dtype, channels_last):
+def test_same_bits_a_hundred_times(dtype, channels_last, backend):
     case = Case("repeat", LARGE.levels, (7, 7), dtype, dtype, channels_last, loss=BALANCED)
-    inputs = packed_inputs(case)
+    inputs = packed_inputs(case, backend)
     first = gradients(*inputs)
     for _ in range(99):
         for a, b in zip(gradients(*inputs), first, strict=True):
@@ -191,10 +215,10 @@ def test_same_bits_a_hundred_times(dtype, channels_last):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory(dtype):
+def test_memory(dtype, backend):
     """A step's peak above its inputs and its gradients: at most 5% of a feature map."""
     case = Case("memory", LARGE.levels, (7,) * 8, dtype, dtype, loss=BALANCED)
-    student, teacher, packed, criterion = packed_inputs(case)
+    student, teacher, packed, criterion = packed_inputs(case, backend)
     gradients(student, teacher, packed, criterion)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -206,19 +230,19 @@ def test_memory(dtype):
     assert extra <= 0.05 * feature_map
 
 
-def test_launches():
+def test_launches(backend):
     """Forward and backward of five levels, GcBlocks included: at most 12 kernels of ours."""
-    student, teacher, packed, criterion = packed_inputs(FIVE)
+    student, teacher, packed, criterion = packed_inputs(FIVE, backend)
     gradients(student, teacher, packed, criterion)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         gradients(student, teacher, packed, criterion)
         torch.cuda.synchronize()
-    ours = [event for event in profile.events() if event.name.startswith("fgd_")]
+    ours = [event for event in profile.events() if event.name.startswith(KERNELS)]
     assert 0 < len(ours) <= 12
 
 
-def test_empty_batch():
+def test_empty_batch(backend):
     case = Case("empty", PYRAMID, (), loss=BALANCED)
-    student, teacher, packed, criterion = packed_inputs(case)
+    student, teacher, packed, criterion = packed_inputs(case, backend)
     loss, *found = gradients(student, teacher, packed, criterion)
     assert loss == 0 and all((g == 0).all() for g in found)

@@ -20,6 +20,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
 import emulated
+import gpu_all
 import gpu_report_triton as offline
 
 from fgd_kernels.triton_kernels import pyramid
@@ -132,7 +133,10 @@ def test_instructions_and_traffic(features, on_the_emulator):
 
 
 def test_five_levels_take_at_most_twelve_launches():
-    assert len(offline.launches(torch.float32, channels=16)) == 11
+    """And each kernel is known by name to the sanitizer and to the GPU's test of launches."""
+    names = [launch.kernel.fn.__name__ for launch in offline.launches(torch.float32, channels=16)]
+    assert sorted(names) == sorted(set(gpu_all.KERNELS) - {"fgd_"})
+    assert len(names) == 11
     assert len(offline.launches(torch.float32, channels=16, gc=False)) == 6
 
 
