@@ -1,6 +1,6 @@
 """Forward + backward of the loss on the CPU: the published loop, the reference eager and compiled, and our kernels.
 
-    python bench/loss_cpu.py                      # everything: CSV and plot in bench/results/
+    python bench/loss_cpu.py                      # everything: CSV and plot in runs/
     python bench/loss_cpu.py --peak               # peak memory instead
     python bench/loss_cpu.py --batches 4 --dtypes float32 --threads 1 2
 
@@ -40,7 +40,7 @@ FRAME = (800, 1344)
 LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
 CHANNELS = 256
 BOXES = 7
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path("runs")  # what is worth keeping is copied to bench/results, with the processor in its name
 
 
 def keep_freed_memory() -> None:
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each setting")
     parser.add_argument("--keep-memory", action="store_true", help="the allocator keeps what is freed")
     parser.add_argument("--peak", action="store_true", help="peak memory instead of time (Linux)")
-    parser.add_argument("--output", type=pathlib.Path, help="CSV; default in bench/results")
+    parser.add_argument("--output", type=pathlib.Path, help="CSV; default in runs")
     arguments = parser.parse_args()
     if arguments.keep_memory:
         keep_freed_memory()

@@ -1,6 +1,6 @@
-"""Draws bench/results/loss_cpu.csv: milliseconds of a step over the batch size, one panel a dtype.
+"""Draws a CSV file of loss_cpu.py: milliseconds of a step over the batch size, one panel a dtype.
 
-python bench/loss_cpu_plot.py bench/results/loss_cpu.csv bench/results/loss_cpu.png
+python bench/loss_cpu_plot.py runs/loss_cpu.csv runs/loss_cpu.png
 """
 
 import csv
