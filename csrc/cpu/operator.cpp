@@ -116,13 +116,17 @@ static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, 
   return p.student_type == kFloat64 ? run_forward<double>(p, student) : run_forward<float>(p, student);
 }
 
-// A fresh large gradient is written once, and every first touch of a page is a fault: ask for large pages.
+// A fresh large gradient is written once, and every first touch of a page is a fault: ask for large pages, and touch
+// each from one thread. Chunks lie side by side in a page, and threads that met in a fresh one would all zero it.
 static void use_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (end <= begin) return;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  run(static_cast<int64_t>((end - begin) / kPage), 0,
+      [begin](int64_t page, void*) { *reinterpret_cast<volatile char*>(begin + page * kPage) = 0; });
 #else
   (void)data;
   (void)bytes;
