@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..taps import LayerTap
 from .base import DetectorAdapter, StudentStep
 from .torchvision import TorchvisionAdapter
 
-__all__ = ["DetectorAdapter", "StudentStep", "TorchvisionAdapter", "adapter_for", "probe_channels"]
+__all__ = ["DetectorAdapter", "StudentStep", "TorchvisionAdapter", "adapter_for", "backbone_features", "probe_channels"]
 
 
 def _class_of(package: str) -> Callable[[nn.Module], bool]:
@@ -58,13 +58,21 @@ def probe_channels(model: nn.Module, layers: Sequence[str], adapter: DetectorAda
     """
     parameter = next(model.parameters())
     blank = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    return [feature.shape[1] for feature in backbone_features(model, layers, blank, adapter)]
+
+
+def backbone_features(model: nn.Module, layers: Sequence[str], batch: Tensor, adapter: DetectorAdapter) -> list[Tensor]:
+    """The feature maps that ``layers`` give for a prepared batch (N, 3, H, W), in eval mode and without gradient.
+
+    The model's mode and its batch statistics are left as they were.
+    """
     # Each module by itself: a detector may keep a part in eval mode while the rest trains.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), LayerTap(model, layers, stop=True) as tap:
-            adapter.run_backbone(model, blank)
-        return [feature.shape[1] for feature in tap.features()]
+            adapter.run_backbone(model, batch)
+        return tap.features()
     finally:
         for module, mode in modes:
             module.training = mode

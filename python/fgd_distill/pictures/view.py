@@ -17,9 +17,8 @@ from torch import Tensor, nn
 import fgd_kernels as fgd
 from fgd_kernels import reference
 
-from ..adapters import DetectorAdapter, adapter_for
+from ..adapters import DetectorAdapter, adapter_for, backbone_features
 from ..distiller import layer_names
-from ..taps import LayerTap
 
 TEACHER = "teacher"
 
@@ -83,7 +82,10 @@ def view_attention(
     layers = {name: layer_names(student_layers or adapter.default_layers(model)) for name, model in students.items()}
     layers[TEACHER] = layer_names(teacher_layers or adapter.default_layers(teacher))
     models = {TEACHER: teacher} | dict(students)
-    features = {name: _features(model, layers[name], batch, adapter) for name, model in models.items()}
+    features = {
+        name: [feature.float() for feature in backbone_features(model, layers[name], batch, adapter)]
+        for name, model in models.items()
+    }
     counts = {name: len(maps) for name, maps in features.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"layers: expected as many feature maps of every model, got {counts}")
@@ -119,19 +121,6 @@ def _filled(boxes: Tensor, image: Tensor) -> Tensor:
     x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
     rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)
     return (rows[:, :, None] & columns[:, None, :]).to(torch.uint8)
-
-
-def _features(model: nn.Module, layers: Sequence[str], batch: Tensor, adapter: DetectorAdapter) -> list[Tensor]:
-    """The model's feature maps for the batch, float32, from eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), LayerTap(model, layers, stop=True) as tap:
-            adapter.run_backbone(model, batch)
-        return [feature.float() for feature in tap.features()]
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _as_seen(batch: Tensor, model: nn.Module) -> Tensor:
