@@ -82,7 +82,7 @@ class __attribute__((visibility("hidden"))) CurrentDevice {
   void* stream() const {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "fgd_kernels: this torch was built without CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return stream;
   }
 
