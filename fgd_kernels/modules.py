@@ -90,7 +90,7 @@ class FGDLoss(nn.Module):
         num_levels: number of levels; 5 if both channel arguments are single numbers.
         preset: 'two_stage', 'one_stage_anchor' or 'one_stage_anchor_free': the paper's weights (section 4.2).
         alpha, beta, gamma, lambda_, temperature: each overrides the preset. They fit the paper's detectors; for
-            other models `fgd-distill calibrate` finds them (docs/weights.md).
+            other models `fgd-distill calibrate` finds them (docs/guides/weights.md).
         level_weights: one factor a level, or 'inverse_area' for 1 / (H·W) of each level.
         attention: 'both', 'spatial', 'channel' or 'none' (the paper's table 5).
         split: False distils each image as one area, weighted by beta (table 1).

@@ -89,6 +89,6 @@ def assert_steps_lower_the_loss(
 
 
 def snippet(name: str) -> str:
-    """The Python in docs/detectors.md that is marked as runnable under this name."""
-    page = (Path(__file__).parents[2] / "docs" / "detectors.md").read_text()
+    """The Python in docs/guides/detectors.md that is marked as runnable under this name."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "detectors.md").read_text()
     return page.split(f"<!-- runnable: {name} -->\n```python\n")[1].split("```")[0]

@@ -286,7 +286,7 @@ def test_wrong_input_is_told(pair):
 
 
 def test_the_detector_for_its_runner():
-    """The one of docs/detectors.md, with the step that MMEngine's Runner takes."""
+    """The one of docs/guides/detectors.md, with the step that MMEngine's Runner takes."""
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
     from mmengine.optim import OptimWrapper

@@ -208,7 +208,7 @@ def test_wrong_input_is_told(pair):
 
 
 def test_distilling_in_its_own_trainer(ultralytics, tmp_path, monkeypatch):
-    """docs/detectors.md, with two tiny epochs: all losses are logged, and the checkpoint is the plain student."""
+    """docs/guides/detectors.md with tiny epochs: all losses are logged, and the checkpoint is the plain student."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for folder in ("images", "labels"):

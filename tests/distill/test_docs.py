@@ -11,7 +11,7 @@ import fgd_kernels as fgd
 from fgd_distill import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"(<!-- runnable -->\n)?```(\w+)\n(.*?)```", re.S)
 COMMAND = re.compile(r"^ {4,}(fgd-distill (?:.*\\\n)*.*)$", re.M)
 # The page's commands, made short: a few images, a few steps, no loader processes.
@@ -43,7 +43,7 @@ def test_the_page_on_distilling_runs_from_top_to_bottom(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     ran: list[str] = []
     names: dict = {}
-    for kind, content in steps_of(ROOT / "docs" / "distil-your-own.md"):
+    for kind, content in steps_of(ROOT / "docs" / "tutorials" / "distil-your-own.md"):
         if kind == "yaml":
             Path("my_pair.yaml").write_text(content)
         elif kind == "python":
@@ -69,7 +69,7 @@ def test_the_page_on_the_published_code(tmp_path, monkeypatch):
     state |= {"student.neck.weight": torch.rand(3), "teacher.neck.weight": torch.rand(3)}
     torch.save({"state_dict": state, "optimizer": {}}, "epoch_24.pth")
     names: dict = {}
-    for _, content in steps_of(ROOT / "docs" / "from-the-published-code.md"):
+    for _, content in steps_of(ROOT / "docs" / "guides" / "from-the-published-code.md"):
         exec(compile(content, "from-the-published-code.md", "exec"), names)
     assert (names["criterion"].gamma, names["criterion"].temperature) == (8e-4, 0.8)
     assert torch.equal(names["criterion"].levels[3].conv_mask_s.weight, levels[3].conv_mask_s.weight)
