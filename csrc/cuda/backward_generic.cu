@@ -3,7 +3,7 @@
 //
 //   student, teacher, grad  [N][C][P] with any strides; types known at run time, grad's is the student's
 //   maps, stats             [N][kMaps][P], [N][kStats][C]
-//   chunk_sums              [N][chunks][2][C]   out: parts of ∂L/∂Wk of student and teacher
+//   chunk_sums              [N][chunks]   out: parts of ∂L/∂Wk of student and teacher, [2][C] and KeyNumbers
 #include "backward_pixels.cuh"
 #include "generic.cuh"
 
@@ -26,7 +26,7 @@ struct BackwardTile {
       grad.store(
           c, first + pixel,
           gradient(s, s - t, factors, direct, step.factor[kFactorFeature][pixel], step.factor[kFactorSign][pixel],
-                   step.factor[kFactorContext][pixel], step.factor[kFactorKeyS][pixel]));
+                   step.factor[kFactorContext][pixel], step.factor[kFactorKey][pixel]));
   }
   FGD_DEVICE void update(int net, int c, A value, bool begin) const {
     if (!parts) return;
@@ -71,6 +71,8 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const A* maps = image_maps<A>(level, chunk.image);
   const int net = threadIdx.x / kTilePixels, pixel = threadIdx.x % kTilePixels;
   auto factors = [&](int c) { return channel_factors(p, level, chunk.image, up, c); };
+  A* parts = key_parts<A>(level, chunk);
+  KeySum<A> key_sum;
   for (int first = chunk.begin; first < chunk.end; first += kTilePixels) {
     const int pixels = min(kTilePixels, chunk.end - first);
     PixelMaps<A> pixel_maps;
@@ -81,15 +83,16 @@ FGD_DEVICE void backward(const PyramidParams& p) {
     };
     sum_pixels<2>(student.channels_dense(), level.channels, pixels, step.part, projections);
     __syncthreads();
-    finish_factors(step, up, pixel_maps, net ? mean_t : mean_s);
+    finish_factors(step, up, pixel_maps, net ? mean_t : mean_s, first, key_sum);
     __syncthreads();
     const BackwardTile<A> tile{step,           student, teacher, grad,      level.grad.data != nullptr,
-                               level.channels, first,   pixels,  up.direct, key_parts<A>(level, chunk)};
+                               level.channels, first,   pixels,  up.direct, parts};
     if (student.channels_dense())
       tile.write_columns(factors, first == chunk.begin);
     else
       tile.write_rows(factors, first == chunk.begin);
   }
+  write_key_numbers<A, kTilePixels>(key_sum, level.channels, parts);
 }
 
 }  // namespace fgd::cuda::generic

@@ -7,7 +7,7 @@
 //
 //   student, teacher, grad  [N][C][P] with any strides of image and channel
 //   maps, stats             [N][kMaps][P], [N][kStats][C]
-//   chunk_sums              [N][chunks][2][C]   out: parts of ∂L/∂Wk of student and teacher
+//   chunk_sums              [N][chunks]   out: parts of ∂L/∂Wk of student and teacher, [2][C] and KeyNumbers
 #include "backward_pixels.cuh"
 #include "nchw.cuh"
 
@@ -69,7 +69,7 @@ FGD_DEVICE void write_gradient(const Tile<T>& tile, const ChannelFactors<float> 
 #pragma unroll
     for (int j = 0; j < kPacket<T>; ++j) {
       grad[j] = gradient(s[j], s[j] - t[j], channels[i], direct, factor[kFactorFeature][j], factor[kFactorSign][j],
-                         factor[kFactorContext][j], factor[kFactorKeyS][j]);
+                         factor[kFactorContext][j], factor[kFactorKey][j]);
       key[i][0] += factor[kFactorKeyS][j] * s[j];
       key[i][1] += factor[kFactorKeyT][j] * t[j];
     }
@@ -96,19 +96,21 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const float* maps = image_maps<float>(level, chunk.image);
   const int net = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
   float key[kRows][2] = {};
+  KeySum<float> key_sum;
   for (int first = chunk.begin; first < chunk.end; first += kPixels) {
     PixelMaps<float> pixel_maps;
     if (net < 2 && first + pixel < chunk.end) pixel_maps.load(maps, level.pixels, net, first + pixel);
     share_projections<T>(tile, channels, step);
     if (first + kPixels < chunk.end) rows.load(level, first + kPixels, chunk.end, next);
     __syncthreads();
-    finish_factors(step, up, pixel_maps, net ? mean_t : mean_s);
+    finish_factors(step, up, pixel_maps, net ? mean_t : mean_s, first, key_sum);
     __syncthreads();
     write_gradient<T>(tile, channels, up.direct, step, level, out, first, chunk.end, key);
     tile = next;
   }
   float* parts = key_parts<float>(level, chunk);
   if (!parts) return;
+  write_key_numbers<float, kPixels>(key_sum, level.channels, parts);
 #pragma unroll
   for (int i = 0; i < kRows; ++i)
 #pragma unroll

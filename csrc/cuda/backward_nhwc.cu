@@ -4,7 +4,7 @@
 //
 //   student, teacher, grad  [N][P][C] with any strides of image and pixel
 //   maps, stats             [N][kMaps][P], [N][kStats][C]
-//   chunk_sums              [N][chunks][2][C]   out: parts of ∂L/∂Wk of student and teacher
+//   chunk_sums              [N][chunks]   out: parts of ∂L/∂Wk of student and teacher, [2][C] and KeyNumbers
 #include "backward_pixels.cuh"
 #include "nhwc.cuh"
 
@@ -64,11 +64,13 @@ struct WarpFactors {  // in shared memory
 
 template <class T>
 FGD_DEVICE void share_factors(const LaneRole<T>& role, const Upstream<float>& up, const PixelMaps<float>& maps, float u,
-                              float mean, WarpFactors<T>& factors) {
+                              float mean, int first, KeySum<float>& sum, WarpFactors<T>& factors) {
   if (!role.first_copy) return;
   float* out = factors.value[role.pixel];
-  out[role.net ? kFactorKeyT : kFactorKeyS] = maps.context * (u - mean);
+  const float f = maps.context * (u - mean);
+  out[role.net ? kFactorKeyT : kFactorKeyS] = sum.add(maps.context, f, first + role.pixel);
   if (role.net) return;
+  out[kFactorKey] = f;
   out[kFactorFeature] = feature_factor(up, maps.focal);
   out[kFactorSign] = up.attention * maps.attention;
   out[kFactorContext] = maps.context;
@@ -105,7 +107,7 @@ FGD_DEVICE void write_gradient(const Step<T>& step, const ChannelFactors<float> 
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
       grad[i] = gradient(s[i], s[i] - t[i], channels[i], direct, f[kFactorFeature], f[kFactorSign], f[kFactorContext],
-                         f[kFactorKeyS]);
+                         f[kFactorKey]);
       key[0][i] += f[kFactorKeyS] * s[i];
       key[1][i] += f[kFactorKeyT] * t[i];
     }
@@ -129,6 +131,27 @@ FGD_DEVICE void write_key_parts(const float (&key)[2][kChannels], int channels, 
   for (int i = threadIdx.x; i < 2 * channels; i += kThreads) out[i] = sum[i / channels][i % channels];
 }
 
+// Σ f and the peak, over the lanes of a net, then over the warps.
+template <class T>
+FGD_DEVICE void write_key_numbers(const LaneRole<T>& role, const KeySum<float>& sum, int channels, float* parts) {
+  __shared__ KeyNumbers<float> of_warp[kWarps];
+#pragma unroll
+  for (int net = 0; net < 2; ++net) {
+    const bool mine = role.first_copy && role.net == net;
+    const float total = add_over_lanes<1, 32>(mine ? sum.total : 0.f);
+    const int peak = max_over_lanes<1, 32>(mine ? sum.peak : -1);
+    if (lane_index() == 0) of_warp[warp_index()].total[net] = total, of_warp[warp_index()].peak[net] = peak;
+  }
+  __syncthreads();
+  const int net = threadIdx.x;
+  if (net >= 2) return;
+  KeySum<float> all;
+  for (int w = 0; w < kWarps; ++w) all.total += of_warp[w].total[net], all.peak = max(all.peak, of_warp[w].peak[net]);
+  auto* numbers = reinterpret_cast<KeyNumbers<float>*>(parts + 2 * channels);
+  numbers->total[net] = all.total;
+  numbers->peak[net] = all.peak;
+}
+
 template <class T>
 FGD_DEVICE void backward(const PyramidParams& p) {
   __shared__ __align__(16) WarpFactors<T> factors[kWarps];
@@ -146,6 +169,7 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const LaneRole<T> role;
   const float* maps = image_maps<float>(level, chunk.image);
   float key[2][kChannels] = {};
+  KeySum<float> key_sum;
   const int last = (chunk.end - chunk.begin + kTile - 1) / kTile * kSteps<T>;
   for (int i = 0; i < last; ++i) {
     const int first = pixel_of<T>(chunk.begin, i);
@@ -153,14 +177,16 @@ FGD_DEVICE void backward(const PyramidParams& p) {
     if (first + role.pixel < chunk.end) pixel_maps.load(maps, level.pixels, role.net, first + role.pixel);
     const float u = projection<T>(step, channels);
     if (i + 1 < last) image.load(level, pixel_of<T>(chunk.begin, i + 1), chunk.end, next);
-    share_factors<T>(role, up, pixel_maps, u, role.net ? mean_t : mean_s, factors[warp_index()]);
+    share_factors<T>(role, up, pixel_maps, u, role.net ? mean_t : mean_s, first, key_sum, factors[warp_index()]);
     __syncwarp();
     write_gradient<T>(step, channels, up.direct, factors[warp_index()], level, chunk.image, first, chunk.end, key);
     __syncwarp();
     step = next;
   }
   float* parts = key_parts<float>(level, chunk);
-  if (parts) write_key_parts<T>(key, level.channels, key_sums, parts);
+  if (!parts) return;
+  write_key_parts<T>(key, level.channels, key_sums, parts);
+  write_key_numbers<T>(role, key_sum, level.channels, parts);
 }
 
 }  // namespace fgd::cuda::nhwc

@@ -5,7 +5,13 @@
 //              + 2·g_gl·(d + r[c])                                                           global loss, direct
 //              + g_at·sign(s)·( h_S[p] + h_C[c] )                                            attention loss
 //              + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
-//   ∂L/∂Wk_s[c] = Σp q[p]·(u[p] - ū)·s[c,p], and the same of the teacher
+//   ∂L/∂Wk_s[c] = Σp f[p]·s[c,p],  f[p] = q[p]·(u[p] - ū), and the same of the teacher
+//
+// Where one pixel has nearly all the weight, its u - ū is rounding alone, far above what the sum is worth. But Σ f = 0:
+// a pixel p* with q > 3/4, the peak, is left out, and what it would add is -s[c,p*]·(the sum of the others' f), which
+// is exact. Without a peak the same is done with ctx[c] in place of s[c,p*]: it changes nothing but the roundings. So a
+// chunk leaves, of each net, the sums over its pixels without the peak's, the sum of their f, and the peak if it has
+// it; gc_backward.cu does the rest.
 //
 // and the middle of a tile: from the parts of u to the pixels' factors. maps and stats are what forward saved.
 #pragma once
@@ -19,8 +25,9 @@ enum Factor : int {
   kFactorFeature,  // of d·A^C_t
   kFactorSign,     // g_at·h_S
   kFactorContext,  // q_s
-  kFactorKeyS,     // q_s·(u_s - ū_s)
-  kFactorKeyT,     // q_t·(u_t - ū_t)
+  kFactorKey,      // f_s, for ∂L/∂s
+  kFactorKeyS,     // f_s, 0 for the peak: for ∂L/∂Wk_s
+  kFactorKeyT,     // f_t, 0 for the peak: for ∂L/∂Wk_t
   kFactors
 };
 
@@ -107,26 +114,54 @@ FGD_DEVICE A feature_factor(const Upstream<A>& up, A focal) {
   return focal * (focal > 0 ? up.fg : up.bg);
 }
 
-// Between two barriers; threads -> (net, pixel). mean: ū of this thread's net.
+// What a thread of (net, pixel) keeps for ∂L/∂Wk: Σ f, and the peak.
+template <class A>
+struct KeySum {
+  A total = 0;
+  int peak = -1;
+  // f of a pixel, or 0 for the peak; where f is not finite, NaN.
+  FGD_DEVICE A add(A context, A f, int pixel) {
+    const bool is_peak = context > A{0.75};
+    const A rest = is_peak ? f - f : f;
+    total += rest;
+    if (is_peak) peak = pixel;
+    return rest;
+  }
+};
+
+// Between two barriers; threads -> (net, pixel). mean: ū of this thread's net; first: the tile's first pixel.
 template <class A, int kPixels>
-FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& up, const PixelMaps<A>& maps, A mean) {
+FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& up, const PixelMaps<A>& maps, A mean,
+                               int first, KeySum<A>& sum) {
   if (threadIdx.x >= 2 * kPixels) return;
   const int net = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
   A u = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) u += step.part[net][w][pixel];
-  step.factor[net ? kFactorKeyT : kFactorKeyS][pixel] = maps.context * (u - mean);
+  const A f = maps.context * (u - mean);
+  step.factor[net ? kFactorKeyT : kFactorKeyS][pixel] = sum.add(maps.context, f, first + pixel);
   if (net) return;
+  step.factor[kFactorKey][pixel] = f;
   step.factor[kFactorFeature][pixel] = feature_factor(up, maps.focal);
   step.factor[kFactorSign][pixel] = up.attention * maps.attention;
   step.factor[kFactorContext][pixel] = maps.context;
 }
 
-// Where a chunk's parts of ∂L/∂Wk go: [2][C]; null if nobody asked.
+// Where a chunk's parts of ∂L/∂Wk go: [2][C], then KeyNumbers; null if nobody asked.
 template <class A>
 FGD_DEVICE A* key_parts(const Level& level, const Chunk& chunk) {
   A* parts = static_cast<A*>(level.chunk_sums);
-  return parts ? parts + (int64_t{chunk.image} * level.chunks + chunk.index) * 2 * level.channels : nullptr;
+  return parts ? parts + (int64_t{chunk.image} * level.chunks + chunk.index) * key_stride(level.channels) : nullptr;
+}
+
+// By the threads of finish_factors.
+template <class A, int kPixels>
+FGD_DEVICE void write_key_numbers(const KeySum<A>& sum, int channels, A* parts) {
+  if (!parts || threadIdx.x >= 2 * kPixels) return;
+  const A total = add_over_lanes<1, kPixels>(sum.total);
+  const int net = threadIdx.x / kPixels, peak = max_over_lanes<1, kPixels>(sum.peak);
+  auto* numbers = reinterpret_cast<KeyNumbers<A>*>(parts + 2 * channels);
+  if (threadIdx.x % kPixels == 0) numbers->total[net] = total, numbers->peak[net] = peak;
 }
 
 }  // namespace fgd::cuda

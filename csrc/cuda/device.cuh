@@ -23,6 +23,7 @@ FGD_DEVICE double absolute(double x) { return fabs(x); }
 // A NaN in `a` stays out, as in fmaxf: it reaches the result through the sums of exponentials.
 FGD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 FGD_DEVICE double larger(double a, double b) { return fmax(a, b); }
+FGD_DEVICE int larger(int a, int b) { return max(a, b); }
 
 // exp(from - to) for maxima that may both be -inf, which then are equal.
 template <class A>
@@ -41,6 +42,7 @@ FGD_DEVICE A sign_times(A s, A x) {
   return s == A{0} ? A{0} : x * copysign(A{1}, s);
 }
 
+// NaN for NaN.
 template <class A>
 FGD_DEVICE A sign_of(A x) {
   return x > 0 ? A{1} : x < 0 ? A{-1} : x;

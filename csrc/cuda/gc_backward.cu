@@ -3,8 +3,9 @@
 //   backward_hidden   hidden_sums = W1·ctx + b1 once more, and active_grad [N][K] = W2ᵀ·∂L/∂v
 //   backward_context  hidden_grad [N][K]: relu and LayerNorm;  context_grad [N][C] = W1ᵀ·hidden_grad
 //   parameter_grads   sums over the images, and for the keys Wk over the chunks' parts; ∂L/∂bk = 0, since a shift of
-//                     all logits changes no softmax
+//                     all logits changes no softmax, but not where Σ f is no number
 #include "gc.cuh"
+#include "generic.cuh"
 
 namespace fgd::cuda {
 
@@ -64,8 +65,8 @@ struct HiddenUnit {
     const int64_t at = int64_t{image} * net.hidden + k;
     x = (net.hidden_sums[at] - mean) * scale;
     const A y = x * net.gamma[k] + net.beta[k];
-    active = y > 0 ? y : A{0};
-    active_grad = y > 0 ? net.active_grad[at] : A{0};
+    active = y <= 0 ? A{0} : y;  // a NaN stays one, and its gradient passes
+    active_grad = y <= 0 ? A{0} : net.active_grad[at];
   }
 };
 
@@ -161,24 +162,49 @@ FGD_DEVICE void write_vector_grads(const Net<A>& net, const AddedGrad<A>& grad, 
   }
 }
 
-// Lanes are channels; warps take every eighth part, and are added in order.
+// Σ f of an image, its peak left out, and that peak or -1; by one warp, which all gets it.
+struct ImageKey {
+  double total = 0;
+  int peak = -1;
+  template <class A>
+  FGD_DEVICE ImageKey(const GcLevel& level, const Net<A>& net, int image) {
+    for (int i = lane_index(); i < level.chunks; i += 32) {
+      const A* parts =
+          static_cast<const A*>(level.key_parts) + (int64_t{image} * level.chunks + i) * key_stride(net.channels);
+      const auto* numbers = reinterpret_cast<const KeyNumbers<A>*>(parts + 2 * net.channels);
+      total += numbers->total[net.net];
+      peak = max(peak, numbers->peak[net.net]);
+    }
+    total = add_over_lanes<1, 32>(total);
+    peak = max_over_lanes<1, 32>(peak);
+  }
+};
+
+// Lanes are channels; warps take every eighth part and every eighth image, and are added in order.
 template <class A>
-FGD_DEVICE void write_key_grad(const GcLevel& level, const Net<A>& net, int block, A* weight, A* bias) {
+FGD_DEVICE void write_key_grad(const GcParams& p, const GcLevel& level, const Net<A>& net, int block, A* weight,
+                               A* bias) {
   __shared__ double part[kWarps][32];
-  const int c = block * 32 + lane_index();
+  const int c = block * 32 + lane_index(), type = net.net ? p.teacher_type : p.student_type;
   const int64_t count = int64_t{net.images} * level.chunks;
   const A* parts = static_cast<const A*>(level.key_parts) + int64_t{net.net} * net.channels;
   double sum = 0;
   if (c < net.channels)
 #pragma unroll 4
-    for (int64_t i = warp_index(); i < count; i += kWarps) sum += parts[i * 2 * net.channels + c];
+    for (int64_t i = warp_index(); i < count; i += kWarps) sum += parts[i * key_stride(net.channels) + c];
+  for (int n = warp_index(); n < net.images; n += kWarps) {
+    const ImageKey key(level, net, n);
+    if (c >= net.channels) continue;
+    const generic::Plane<A> plane(net.net ? level.teacher : level.student, n, type);
+    sum -= key.total * (key.peak < 0 ? net.context_of(n)[c] : plane(c, key.peak));
+  }
   part[warp_index()][lane_index()] = sum;
   __syncthreads();
   if (warp_index() != 0) return;
   double total = 0;
   for (int w = 0; w < kWarps; ++w) total += part[w][lane_index()];
   if (c < net.channels) weight[c] = static_cast<A>(total);
-  if (c == 0) *bias = 0;
+  if (c == 0) *bias = static_cast<A>(0 * total);  // NaN where Σ f is no number
 }
 
 template <class A>
@@ -199,7 +225,7 @@ FGD_DEVICE void parameter_grads(const GcParams& p) {
   else if (job.index < 2 * matrix + vector)
     write_vector_grads(net, grad, static_cast<int>(element - 2 * size), transform);
   else
-    write_key_grad(level, net, job.index - 2 * matrix - vector, static_cast<A*>(key[0]), static_cast<A*>(key[1]));
+    write_key_grad(p, level, net, job.index - 2 * matrix - vector, static_cast<A*>(key[0]), static_cast<A*>(key[1]));
 }
 
 }  // namespace fgd::cuda

@@ -42,6 +42,10 @@ FGD_DEVICE constexpr int softmax_of(int sum) {
                                         : -1;
 }
 
+// A product that is rounded before anything is added: the signs of A_s - A_t see two numbers that were rounded alike,
+// so that equal features have no gradient. A fused multiply-add would leave the rounding of one of them.
+FGD_DEVICE double product(double a, double b) { return __dmul_rn(a, b); }
+
 template <class A>
 struct ImageSoftmax {
   A maximum[kSoftmaxes];
@@ -73,8 +77,8 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
 #pragma unroll
     for (int q = 0; q < kSoftmaxes; ++q) {
       const A of_chunk = numbers[q], best = larger(mine.maximum[q], of_chunk);
-      mine.normaliser[q] = mine.normaliser[q] * rescale(mine.maximum[q], best) +
-                           static_cast<double>(numbers[kSoftmaxes + q]) * rescale(of_chunk, best);
+      const double before = product(mine.normaliser[q], rescale(mine.maximum[q], best));
+      mine.normaliser[q] = before + product(numbers[kSoftmaxes + q], rescale(of_chunk, best));
       mine.maximum[q] = best;
     }
     mine.background += numbers[2 * kSoftmaxes];
@@ -92,7 +96,7 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
     if (q < kSoftmaxes) {
       out.maximum[q] = highest[0][q];
       for (int w = 1; w < kWarps; ++w) out.maximum[q] = larger(out.maximum[q], highest[w][q]);
-      sum = mine.normaliser[q] * rescale(mine.maximum[q], out.maximum[q]);
+      sum = product(mine.normaliser[q], rescale(mine.maximum[q], out.maximum[q]));
     }
     sum = add_over_lanes<1, 32>(sum);
     if (lane_index() == 0) part[warp_index()][q] = sum;
@@ -134,7 +138,12 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
   if (column < columns) chunk_sums<A>(level, image, 0)[column] = static_cast<A>(sum / softmax.normaliser_of(q));
 }
 
-// A^S of both are compared in float64: at high temperatures they differ in their last digits.
+// A^S of a pixel. Both nets' are compared in float64: at high temperatures they differ in their last digits.
+template <class A>
+FGD_DEVICE double spatial_attention(double scale, A logit, A maximum) {
+  return product(scale, exponential(logit - maximum));
+}
+
 template <class A>
 FGD_DEVICE void merge_pixels(const Level& level, int image, int block, const ImageSoftmax<A>& softmax) {
   __shared__ double part[kWarps];
@@ -144,8 +153,9 @@ FGD_DEVICE void merge_pixels(const Level& level, int image, int block, const Ima
   double distance = 0, signed_sum = 0;
   const int end = min(level.pixels, (block + 1) * kMergePixels);
   for (int i = block * kMergePixels + threadIdx.x; i < end; i += kThreads) {
-    const double s = scale_s * exponential(maps[int64_t{kStudent} * level.pixels + i] - softmax.maximum[kStudent]);
-    const double t = scale_t * exponential(maps[int64_t{kTeacher} * level.pixels + i] - softmax.maximum[kTeacher]);
+    const A logit_s = maps[int64_t{kStudent} * level.pixels + i], logit_t = maps[int64_t{kTeacher} * level.pixels + i];
+    const double s = spatial_attention(scale_s, logit_s, softmax.maximum[kStudent]);
+    const double t = spatial_attention(scale_t, logit_t, softmax.maximum[kTeacher]);
     distance += fabs(s - t);
     signed_sum += sign_of(s - t) * s;
   }
@@ -195,13 +205,14 @@ struct ChannelSoftmax {
   FGD_DEVICE ChannelSoftmax(const A* sums, int channels, double inverse_pt) : sums(sums), inverse_pt(inverse_pt) {
     __shared__ double part[kWarps];
     maximum = minus_infinity<double>();
-    for (int c = threadIdx.x; c < channels; c += kThreads) maximum = fmax(maximum, sums[c] * inverse_pt);
+    for (int c = threadIdx.x; c < channels; c += kThreads) maximum = fmax(maximum, logit(c));
     maximum = max_over_block(maximum, part);
     double sum = 0;
-    for (int c = threadIdx.x; c < channels; c += kThreads) sum += exp(sums[c] * inverse_pt - maximum);
+    for (int c = threadIdx.x; c < channels; c += kThreads) sum += exp(logit(c) - maximum);
     scale = channels / add_over_block(sum, part);
   }
-  FGD_DEVICE double operator()(int c) const { return exp(sums[c] * inverse_pt - maximum) * scale; }
+  FGD_DEVICE double logit(int c) const { return product(sums[c], inverse_pt); }
+  FGD_DEVICE double operator()(int c) const { return product(scale, exp(logit(c) - maximum)); }
 };
 
 template <class A>
@@ -270,8 +281,8 @@ FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int im
 #pragma unroll
   for (int k = 0; k < kMaps; ++k) map[k] = image_maps<A>(level, image) + int64_t{k} * level.pixels;
   for (int i = begin + threadIdx.x; i < end; i += kThreads) {
-    const double t = scale[kTeacher] * exponential(map[kTeacher][i] - maximum[kTeacher]);
-    const double s = scale[kStudent] * exponential(map[kStudent][i] - maximum[kStudent]);
+    const double t = spatial_attention(scale[kTeacher], map[kTeacher][i], maximum[kTeacher]);
+    const double s = spatial_attention(scale[kStudent], map[kStudent][i], maximum[kStudent]);
     const float weight = box_weight(p, level, boxes, i, 0, 1);
     const A context_s = exponential(map[kContextS][i] - maximum[kContextS]);
     const A context_t = exponential(map[kContextT][i] - maximum[kContextT]);

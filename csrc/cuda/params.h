@@ -34,6 +34,15 @@ constexpr int kChunkNumbers = 2 * kSoftmaxes + 1;
 constexpr int kChunkPadding = 16;
 FGD_HOST_DEVICE int64_t chunk_stride(int channels) { return int64_t{kSums} * channels + kChunkPadding; }
 
+// What a chunk leaves of ∂L/∂Wk of student and teacher: [2][C] sums, then these. See backward_pixels.cuh.
+template <class A>
+struct KeyNumbers {
+  A total[2];   // Σ f over the chunk's pixels, the peak's left out
+  int peak[2];  // the image's peak, if it lies in this chunk; else -1
+};
+constexpr int kKeyNumbers = 4;
+FGD_HOST_DEVICE int64_t key_stride(int channels) { return int64_t{2} * channels + kKeyNumbers; }
+
 // What the merge of an image leaves for later kernels, in float64.
 enum ImageNumber : int {
   kImageMaximum = 0,                         // of each softmax
@@ -51,7 +60,7 @@ struct Level {
   const void *key_s, *key_t;  // [C] Wk; null where there is no GcBlock
   void *maps, *stats;         // [N][kMaps][P], [N][kStats][C]
   void* chunk_sums;           // [N][chunks] of chunk_stride(C), after the merge an image's sums in its first chunk's
-                              // place; backward: [N][chunks][2][C] parts of ∂L/∂Wk
+                              // place; backward: [N][chunks] of key_stride(C), parts of ∂L/∂Wk
   const void* context_grad;   // [2][N][C] ∂L/∂ctx of student and teacher
   double* image_numbers;      // [N][kImageNumbers]
   double* pixel_parts;        // [N][pixel blocks][2]: parts of Σ|A^S_s - A^S_t| and of Σ sign·A^S_s
@@ -72,6 +81,7 @@ struct PyramidParams {
 
 // One level of a GcBlock pair of K hidden channels each; [2] stands for student and teacher.
 struct GcLevel {
+  Features student, teacher;
   const void* tensors[kGcTensors];
   void* grads[kGcTensors];  // null where nobody asked
   int channels, pixels, chunks, first_block;
@@ -82,7 +92,7 @@ struct GcLevel {
   void* hidden_grad[2];   // [N][K] ∂L/∂hidden_sums
   void* moments[2];       // [N][2] mean and 1/deviation of hidden_sums
   void* context_grad;     // [2][N][C]
-  const void* key_parts;  // [N][chunks][2][C]
+  const void* key_parts;  // [N][chunks] of key_stride(C)
   double* shift_parts;    // [N][blocks of kGcRows channels], see gc_block.cu
   double weight;          // of L_gl, over N
 };
@@ -90,6 +100,7 @@ struct GcLevel {
 struct GcParams {
   GcLevel levels[kMaxLevels];
   int level_count, images;
+  int student_type, teacher_type;
   const void* grads;  // [kTerms] upstream
 };
 

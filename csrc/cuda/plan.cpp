@@ -173,11 +173,15 @@ static GcParams gc_params_of(const Pyramid& p, size_t first, const PyramidParams
   std::memset(static_cast<void*>(&out), 0, sizeof(out));
   out.level_count = levels.level_count;
   out.images = p.images;
+  out.student_type = p.student_type;
+  out.teacher_type = p.teacher_type;
   out.grads = grads;
   for (int l = 0; l < out.level_count; ++l) {
     const LevelInput& in = p.levels[first + l];
     GcLevel& level = out.levels[l];
     std::copy(in.gc_block, in.gc_block + kGcTensors, level.tensors);
+    level.student = in.student;
+    level.teacher = in.teacher;
     level.channels = in.channels;
     level.pixels = levels.levels[l].pixels;
     level.chunks = levels.levels[l].chunks;
@@ -310,7 +314,7 @@ static void take_gc_scratch(Scratch& scratch, GcParams& gc, PyramidParams& param
     level.context_grad = scratch.take(int64_t{2} * gc.images * level.channels * number);
     params.levels[l].context_grad = level.context_grad;
     if (!parts) continue;
-    params.levels[l].chunk_sums = scratch.take(int64_t{2} * gc.images * level.chunks * level.channels * number);
+    params.levels[l].chunk_sums = scratch.take(int64_t{gc.images} * level.chunks * key_stride(level.channels) * number);
     level.key_parts = params.levels[l].chunk_sums;
   }
 }
