@@ -26,10 +26,10 @@ $(VENV)/.detectors: $(VENV)/.dependencies requirements-adapters.txt
 	  || echo "make: the packages of requirements-adapters.txt could not be installed; their tests will be skipped"
 
 demo: $(VENV)/.installed
-	$(RUN)/python -m fgd_distill.demo
+	$(RUN)/python -m fgd_distill.digits.demo
 
 teacher: $(VENV)/.installed
-	$(RUN)/python -m fgd_distill.demo --train-teacher
+	$(RUN)/python -m fgd_distill.digits.demo --train-teacher
 
 test: $(VENV)/.installed $(VENV)/.detectors
 	$(RUN)/python -m pytest

@@ -1,5 +1,6 @@
 """Distilling detectors: data, models, training and evaluation around the loss of ``fgd_kernels``."""
 
+from ._moved import install as install_moved
 from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter
 from .distiller import DetectionDistiller, DistilledFeatures, TeacherCache
 from .inheriting import InheritReport, inherit
@@ -16,3 +17,5 @@ __all__ = [
     "TorchvisionAdapter",
     "inherit",
 ]
+
+install_moved()

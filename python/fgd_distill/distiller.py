@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from .adapters import DetectorAdapter, StudentStep, adapter_for
-from .optimized import ChangeWatch, missing_parameters
+from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
 from .taps import LayerTap, find_layer, layer_names
 

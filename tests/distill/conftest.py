@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fgd_distill.digits import make_digits
-from fgd_distill.models import digits_student, digits_teacher
+from fgd_distill.detectors.by_name import digits_student, digits_teacher
+from fgd_distill.digits.dataset import make_digits
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,12 @@ import csv
 import pytest
 import yaml
 
-from fgd_distill import ablate as ablate_module
-from fgd_distill import cli
-from fgd_distill.ablate import COLUMNS, CONFIGS, FINDINGS, ablate, fgd_of, overlay_of, read_lines, write_page
-from fgd_distill.ablation_tables import TABLES, chosen_tables, settings_of, table_cells
-from fgd_distill.calibrate import CalibrateCLI
-from fgd_distill.evaluation import METRICS
+from fgd_distill.commands import main as cli
+from fgd_distill.commands.calibrate import CalibrateCLI
+from fgd_distill.data.evaluation import METRICS
+from fgd_distill.digits import ablations as ablate_module
+from fgd_distill.digits.ablations import COLUMNS, CONFIGS, FINDINGS, ablate, fgd_of, overlay_of, read_lines, write_page
+from fgd_distill.digits.paper_tables import TABLES, chosen_tables, settings_of, table_cells
 
 LOSSES = ["alone", "focal", "global", "fgd"]  # the settings of table 4
 

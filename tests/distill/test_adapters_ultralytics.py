@@ -9,12 +9,12 @@ from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, m
 from PIL import Image
 
 import fgd_kernels as fgd
-from fgd_distill import cli
 from fgd_distill.adapters import adapter_for
 from fgd_distill.adapters.ultralytics import GREY, UltralyticsAdapter
+from fgd_distill.commands import main as cli
+from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 from fgd_distill.distiller import DetectionDistiller
 from fgd_distill.inheriting import inherit
-from fgd_distill.models import DetectorConfig, build_detector
 
 LOSSES = {"box_loss", "cls_loss", "dfl_loss"}
 

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from fgd_distill import cli
-from fgd_distill.cache import CacheConfig, TeacherCache, teacher_fingerprint
+from fgd_distill.commands import main as cli
 from fgd_distill.distiller import DetectionDistiller
+from fgd_distill.training.teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
 
 FINGERPRINT = {"teacher": "abc", "layers": ["fpn"]}
 

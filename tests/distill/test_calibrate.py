@@ -7,9 +7,7 @@ import yaml
 from torch import nn
 
 import fgd_kernels as fgd
-from fgd_distill import cli
-from fgd_distill.calibrate import CalibrateCLI, Calibration, calibrate, report, warnings_of
-from fgd_distill.calibration import (
+from fgd_distill.calibration.measure import (
     TERMS,
     WEIGHTS,
     Attention,
@@ -21,8 +19,10 @@ from fgd_distill.calibration import (
     resolved,
     temperature_for,
 )
+from fgd_distill.commands import main as cli
+from fgd_distill.commands.calibrate import CalibrateCLI, Calibration, calibrate, report, warnings_of
 from fgd_distill.distiller import DetectionDistiller
-from fgd_distill.training import FGDConfig, build_criterion
+from fgd_distill.training.module import FGDConfig, build_criterion
 
 
 def arguments(digits, *more):

@@ -8,8 +8,8 @@ import torch
 import yaml
 from torchvision.models import resnet50
 
-from fgd_distill import cli
-from fgd_distill.models import DetectorConfig, build_detector, detector_names
+from fgd_distill.commands import main as cli
+from fgd_distill.detectors.by_name import DetectorConfig, build_detector, detector_names
 
 PAIRS = sorted(path.name for path in cli.CONFIGS.glob("*_r50.yaml"))
 OVERLAYS = {"coco_inherit.yaml": PAIRS[0], "digits_fgd.yaml": "digits_student.yaml"}

@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from fgd_distill import data as data_module
-from fgd_distill.data import CocoDataModule, CocoFolder
-from fgd_distill.loading import JointBatches, ResumableLoader, epoch_order
+from fgd_distill.data import datamodule as data_module
+from fgd_distill.data.datamodule import CocoDataModule, CocoFolder
+from fgd_distill.data.resumable_loader import JointBatches, ResumableLoader, epoch_order
 
 
 def module(digits, **options):
@@ -198,7 +198,7 @@ def test_processes_share_the_batches_of_one(monkeypatch, drop_last):
     one = list(JointBatches(22, 4, seed=1, drop_last=drop_last))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("fgd_distill.loading.process_rank", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("fgd_distill.data.resumable_loader.process_rank", lambda rank=rank: (rank, 2))
         parts.append(list(JointBatches(22, 2, seed=1, drop_last=drop_last)))
     joint = [first + second for first, second in zip(*parts, strict=True)]
     assert len(joint) == len(one) == (5 if drop_last else 6)

@@ -4,9 +4,9 @@ import json
 import pytest
 import torch
 
-from fgd_distill.data import CocoFolder
-from fgd_distill.digits import PHOTO_COLUMNS, make_digits
-from fgd_distill.models import digits_student
+from fgd_distill.data.datamodule import CocoFolder
+from fgd_distill.detectors.by_name import digits_student
+from fgd_distill.digits.dataset import PHOTO_COLUMNS, make_digits
 
 SMALL = {"train_images": 4, "val_images": 2, "progress": False}
 

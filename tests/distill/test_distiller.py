@@ -7,8 +7,8 @@ from torch import nn
 
 import fgd_kernels as fgd
 from fgd_distill.adapters import adapter_for, probe_channels
+from fgd_distill.detectors.by_name import digits_student, digits_teacher
 from fgd_distill.distiller import DetectionDistiller
-from fgd_distill.models import digits_student, digits_teacher
 from fgd_kernels import reference
 
 TERMS = {"loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fgd_kernels as fgd
-from fgd_distill import cli
+from fgd_distill.commands import main as cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from fgd_distill.data import CocoFolder
-from fgd_distill.evaluation import MASK_METRICS, METRICS, CocoEvaluator
+from fgd_distill.data.datamodule import CocoFolder
+from fgd_distill.data.evaluation import MASK_METRICS, METRICS, CocoEvaluator
 
 
 @pytest.fixture

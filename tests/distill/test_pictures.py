@@ -11,8 +11,9 @@ from pytorch_lightning.loggers import CSVLogger
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from fgd_distill import cli, pictures
-from fgd_distill.models import DetectorConfig, digits_student, digits_teacher
+from fgd_distill import pictures
+from fgd_distill.commands import main as cli
+from fgd_distill.detectors.by_name import DetectorConfig, digits_student, digits_teacher
 from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import read_metrics, smooth
 from fgd_distill.pictures.images import coco_image

@@ -8,9 +8,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fgd_distill import cli
-from fgd_distill.models import DetectorConfig, build_detector
-from fgd_distill.predict import predict
+from fgd_distill.commands import main as cli
+from fgd_distill.commands.predict import predict
+from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 
 TEACHER = DetectorConfig("digits_teacher", 11, "package:digits_teacher.pt")
 

@@ -10,12 +10,20 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from fgd_distill import cli
-from fgd_distill.models import DetectorConfig, build_detector
+from fgd_distill.commands import main as cli
+from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 
+COMMAND = ["-m", "fgd_distill.commands.main"]
 LAUNCHERS = {
-    "Lightning": ["-m", "fgd_distill.cli"],
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "fgd_distill.cli"],
+    "Lightning": COMMAND,
+    "torchrun": [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "fgd_distill.commands.main",
+    ],
 }
 # Frozen batch norms, and losses that are means over images: then the mean of two processes' gradients is the gradient
 # of the joint batch. (Batch norms that learn, and FCOS's loss over all foreground pixels of a batch, differ a little.)

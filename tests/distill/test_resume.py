@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from fgd_distill import cli
-from fgd_distill.models import build_detector
+from fgd_distill.commands import main as cli
+from fgd_distill.detectors.by_name import build_detector
 
 AUGMENTED = [
     {"class_path": f"torchvision.transforms.v2.{name}"} for name in ("RandomHorizontalFlip", "RandomPhotometricDistort")
@@ -54,7 +54,7 @@ def test_six_steps_are_three_and_three(fit_args, teacher_file, overlay, tmp_path
         fgd = ["--config=digits_fgd.yaml", "--config=digits_inherit.yaml", "--model.schedule.ramp=5"]
         more = [*fgd, f"--model.teacher.weights={teacher_file}"]
     else:
-        monkeypatch.setattr("fgd_distill.training.build_detector", with_dropout)
+        monkeypatch.setattr("fgd_distill.training.module.build_detector", with_dropout)
         more = ["--trainer.accumulate_grad_batches=2"]
     more = [f"--config={overlay}", *more, "--trainer.limit_val_batches=0"]
     whole = cli.run(fit_args(tmp_path / "whole", *more, steps=STEPS, batch_size=5))

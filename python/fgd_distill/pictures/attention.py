@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..models import DetectorConfig, build_detector
+from ..detectors.by_name import DetectorConfig, build_detector
 from .images import coco_image, image_file
 from .style import HEAT, check_png, save
 from .view import TEACHER, AttentionView, view_attention

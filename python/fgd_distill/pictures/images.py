@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ..data import CocoFolder
+from ..data.datamodule import CocoFolder
 
 Annotated = tuple[Tensor, Tensor, Tensor]  # (3, h, w) float in 0..1, boxes (n, 4) xyxy, labels (n,)
 

@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 PYRAMID_CHANNELS = 64  # of both digit detectors, so that a student can inherit the teacher's head
-PACKAGE_WEIGHTS = Path(__file__).parent / "weights"
+PACKAGE_WEIGHTS = Path(__file__).parents[1] / "weights"
 # <family>_<backbone>_fpn is built for every pair of these, with the levels of torchvision's own ResNet-50 detectors.
 FAMILIES: dict[str, type[nn.Module]] = {
     "retinanet": detection.RetinaNet,

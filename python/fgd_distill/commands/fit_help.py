@@ -8,12 +8,12 @@ import textwrap
 
 from docstring_parser import parse
 
-from .cache import CacheConfig
-from .data import CocoDataModule
-from .learning_rate import LrMilestones
-from .models import DetectorConfig
-from .schedule import Schedule
-from .training import DetectionModule, FGDConfig
+from ..data.datamodule import CocoDataModule
+from ..detectors.by_name import DetectorConfig
+from ..schedule import Schedule
+from ..training.learning_rate import LrMilestones
+from ..training.module import DetectionModule, FGDConfig
+from ..training.teacher_cache import CacheConfig
 
 SECTIONS = (
     ("model", DetectionModule),

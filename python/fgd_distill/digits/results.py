@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pytorch_lightning.cli import LightningCLI
 
-from .evaluation import METRICS
-from .files import atomic_write
-from .profiling import StepCost
+from ..data.evaluation import METRICS
+from ..files import atomic_write
+from ..training.profiling import StepCost
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "pycocotools", "scikit-learn")
 SHOWN_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR")
@@ -32,7 +32,7 @@ class Row:
     Args:
         method, seed, steps: how it was trained; no seed for the shipped teacher.
         parameters: their number.
-        metrics: COCO metrics in percent, by the names of ``fgd_distill.evaluation.METRICS``.
+        metrics: COCO metrics in percent, by the names of ``fgd_distill.data.evaluation.METRICS``.
         seconds: training time, without validation; None if it was not trained here.
         cost: what a training step cost; None without distillation.
     """

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from .ablation_tables import ALONE, FULL, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
-from .digits import make_digits
-from .evaluation import METRICS
-from .files import atomic_write
-from .report import PACKAGES, aligned, machine, row_of
+from ..data.evaluation import METRICS
+from ..files import atomic_write
+from .dataset import make_digits
+from .paper_tables import ALONE, FULL, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
+from .results import PACKAGES, aligned, machine, row_of
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = ("digits_inherit.yaml", "digits_fgd.yaml")
 STEPS = 200
 COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "fgd", "command", "machine", "versions")

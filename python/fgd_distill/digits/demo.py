@@ -1,4 +1,6 @@
-"""Trains the digits student with and without its teacher and prints what each gained: ``python -m fgd_distill.demo``.
+"""Trains the digits student with and without its teacher and prints what each gained.
+
+    python -m fgd_distill.digits.demo
 
 Every training is a ``fgd-distill fit`` with the configurations of this package; nothing here is special to the demo
 but the comparison.
@@ -18,12 +20,12 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningCLI
 
-from .cli import run
-from .digits import make_digits
-from .export import export_student
-from .models import PACKAGE_WEIGHTS
-from .profiling import StepCost, measure_step
-from .report import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv
+from ..commands.main import run
+from ..detectors.by_name import PACKAGE_WEIGHTS
+from ..detectors.checkpoint import export_student
+from ..training.profiling import StepCost, measure_step
+from .dataset import make_digits
+from .results import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv
 from .summary import write_summary
 
 STEPS = 600
@@ -47,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
     data = make_digits(options.data)
     if options.train_teacher:
         train_teacher(data, options.workers)
-    command = shlex.join(["python", "-m", "fgd_distill.demo", *(sys.argv[1:] if args is None else args)])
+    command = shlex.join(["python", "-m", "fgd_distill.digits.demo", *(sys.argv[1:] if args is None else args)])
     rows = [evaluate_teacher(data, options.workers)]
     for seed in options.seeds:
         rows += compare(data, seed, options)
@@ -61,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m fgd_distill.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fgd_distill.digits.demo", description=__doc__)
     parser.add_argument("--data", default="data/digits", help="folder of the digits data set; made if missing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one comparison for each (default: 0)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps of a student (default: {STEPS})")

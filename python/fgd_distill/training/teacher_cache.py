@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .files import atomic_write
-from .loading import process_rank
+from ..data.resumable_loader import process_rank
+from ..files import atomic_write
 
 log = logging.getLogger(__name__)
 MANIFEST = "cache.json"

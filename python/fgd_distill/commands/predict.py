@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from .adapters import adapter_for
-from .coco import open_coco
-from .evaluation import coco_results
-from .export import read_checkpoint
-from .files import atomic_write
-from .models import DetectorConfig, build_detector
+from ..adapters import adapter_for
+from ..data.coco_folder import open_coco
+from ..data.evaluation import coco_results
+from ..detectors.by_name import DetectorConfig, build_detector
+from ..detectors.checkpoint import read_checkpoint
+from ..files import atomic_write
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

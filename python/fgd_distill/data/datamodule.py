@@ -14,8 +14,8 @@ from torchvision import tv_tensors
 from torchvision.datasets import wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-from .coco import UnreadableImageError, open_coco
-from .loading import JointBatches, ResumableLoader, derived_seed
+from .coco_folder import UnreadableImageError, open_coco
+from .resumable_loader import JointBatches, ResumableLoader, derived_seed
 
 log = logging.getLogger(__name__)
 UNREADABLE_IN_A_ROW = 20  # more than damaged files: the disk is gone

@@ -17,17 +17,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fgd_kernels import LOSS_NAMES, FGDLoss
 
-from .adapters import adapter_for, probe_channels
-from .cache import CacheConfig, TeacherCache, teacher_fingerprint
-from .data import Batch, CocoFolder
-from .distiller import DetectionDistiller, layer_names
-from .evaluation import CocoEvaluator
-from .export import student_state_dict
-from .inheriting import inherit as inherit_from
+from ..adapters import adapter_for, probe_channels
+from ..data.datamodule import Batch, CocoFolder
+from ..data.evaluation import CocoEvaluator
+from ..data.resumable_loader import JointBatches, derived_seed
+from ..detectors.by_name import DetectorConfig, build_detector
+from ..detectors.checkpoint import student_state_dict
+from ..distiller import DetectionDistiller, layer_names
+from ..inheriting import inherit as inherit_from
+from ..schedule import Schedule
 from .learning_rate import LrMilestones
-from .loading import JointBatches, derived_seed
-from .models import DetectorConfig, build_detector
-from .schedule import Schedule
+from .teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A page from the demo's CSV file: ``python -m fgd_distill.summary <file.csv>`` writes it beside the file."""
+"""A page from the demo's CSV file: ``python -m fgd_distill.digits.summary <file.csv>`` writes it beside the file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import atomic_write
-from .report import EQUAL_TIME, FULL
+from ..files import atomic_write
+from .results import EQUAL_TIME, FULL
 
 PAGE = """# Digits students
 

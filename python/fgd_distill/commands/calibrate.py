@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fgd_kernels import PRESETS
 
-from .calibration import TERMS, WEIGHTS, Bounds, Measurement, guess_preset, measure, propose, resolved
-from .cli import DistillCLI, package_config
-from .data import Batch, CocoDataModule
-from .files import atomic_write
-from .report import aligned
-from .training import DetectionModule, FGDConfig
+from ..calibration.measure import TERMS, WEIGHTS, Bounds, Measurement, guess_preset, measure, propose, resolved
+from ..data.datamodule import Batch, CocoDataModule
+from ..digits.results import aligned
+from ..files import atomic_write
+from ..training.module import DetectionModule, FGDConfig
+from .main import DistillCLI, package_config
 
 ONE_PIXEL, ONE_LEVEL = 0.5, 0.7  # from here on one pixel takes most of the attention, one level most of a term
 

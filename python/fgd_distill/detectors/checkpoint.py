@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .files import atomic_write
-from .models import DetectorConfig, build_detector, load_weights
+from ..files import atomic_write
+from .by_name import DetectorConfig, build_detector, load_weights
 
 STUDENT_PREFIX = "student."
 COMPILED_PREFIX = "_orig_mod."  # where torch.compile(module) took a module's place

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import Batch
-from .distiller import DetectionDistiller
+from ..data.datamodule import Batch
+from ..distiller import DetectionDistiller
 
 
 @dataclass

@@ -16,16 +16,16 @@ from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
 import fgd_kernels
 
-from .ablate import ablate
-from .data import CocoDataModule
-from .digits import make_digits
-from .export import export_student
-from .help import COMMANDS, help_page
-from .pictures import plot_ap, plot_training, show_attention
+from ..data.datamodule import CocoDataModule
+from ..detectors.checkpoint import export_student
+from ..digits.ablations import ablate
+from ..digits.dataset import make_digits
+from ..pictures import plot_ap, plot_training, show_attention
+from ..training.module import DetectionModule
+from .fit_help import COMMANDS, help_page
 from .predict import predict
-from .training import DetectionModule
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 TOOLS: dict[str, Callable[..., object]] = {
     "predict": predict,
     "make-digits": make_digits,
@@ -125,7 +125,7 @@ def _run_command(command: str, options: list[str]) -> None:
 def _is_our_own(error: BaseException) -> bool:
     """Whether one of this project's checks raised it: its message says all, and a traceback would hide it."""
     frames = traceback.extract_tb(error.__traceback__)
-    packages = {Path(__file__).parent, Path(fgd_kernels.__file__).parent}
+    packages = {Path(__file__).parents[1], Path(fgd_kernels.__file__).parent}
     if not frames or not (frames[-1].line or "").startswith("raise "):
         return False
     return bool(packages & set(Path(frames[-1].filename).parents))

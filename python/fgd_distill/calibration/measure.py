@@ -15,9 +15,9 @@ from torch import Tensor
 from fgd_kernels import LOSS_NAMES, PRESETS, FGDLoss
 from fgd_kernels.reference import spatial_attention
 
-from .data import Batch
-from .distiller import DetectionDistiller
-from .training import FGDConfig
+from ..data.datamodule import Batch
+from ..distiller import DetectionDistiller
+from ..training.module import FGDConfig
 
 WEIGHTS = ("alpha", "beta", "gamma", "lambda_")
 TERMS = tuple(name.removeprefix("loss_fgd_") for name in LOSS_NAMES)

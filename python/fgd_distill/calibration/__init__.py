@@ -1,0 +1,1 @@
+"""Temperature and weights of the loss that fit a pair of detectors."""

@@ -1,0 +1,1 @@
+"""Building detectors by name, and their weights."""

@@ -1,0 +1,1 @@
+"""The experiment on handwritten digits: data, two small detectors, comparisons and ablations."""
