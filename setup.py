@@ -1,26 +1,44 @@
 """A thin bridge from pip to CMakeLists.txt, which describes the native build. All metadata is in pyproject.toml.
 
-Without a C++ compiler, CMake or torch the install is pure Python, and fgd_kernels.backends() tells what was missing.
-A build that starts and fails is an error. Environment:
+What a machine lacks, or has in a version that does not fit, makes the install smaller, and fgd_kernels.backends() says
+what and why: without a fit C++ compiler, CMake or torch it is pure Python; without a fit nvcc it has no CUDA kernels.
+Sources that do not compile are an error. Environment:
 
-    FGD_REQUIRE_NATIVE=1   what is missing is an error, too
+    FGD_REQUIRE_NATIVE=1   what is missing or does not fit is an error (a machine without any nvcc needs none)
     CXX, CMAKE_ARGS        as CMake understands them
-    FGD_FORCE_CUDA, FGD_NO_CUDA, TORCH_CUDA_ARCH_LIST   see CMakeLists.txt
+    FGD_FORCE_CUDA, FGD_NO_CUDA, TORCH_CUDA_ARCH_LIST   see csrc/cuda/build.cmake
 """
 
+import functools
 import importlib.util
 import os
 import pathlib
+import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = pathlib.Path(__file__).parent.resolve()
+STRICT = os.environ.get("FGD_REQUIRE_NATIVE") == "1"
+PROBE = """
+#if defined(__clang__) ? __clang_major__ < 14 : __GNUC__ < 10
+#error "too old: the kernels need GCC 10 or Clang 14, or later"
+#endif
+#include <torch/csrc/stable/library.h>
+int main() { return 0; }
+"""
+PROBE_FLAGS = ["-std=gnu++17", "-shared", "-fPIC", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+if platform.machine() in ("x86_64", "AMD64"):
+    PROBE_FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+if sys.platform == "darwin":
+    PROBE_FLAGS += ["-undefined", "dynamic_lookup"]
 
 
 def torch_folder() -> str | None:
@@ -33,18 +51,68 @@ def tool(name: str) -> str | None:
     return shutil.which(name, path=os.path.dirname(sys.executable)) or shutil.which(name)
 
 
+def first_error(output: str) -> str:
+    """The first line of a compiler's or CMake's output that names an error, fit for a C string."""
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("-- ")]
+    told = [line for line in lines if re.search(r"\b(error|fatal)\b", line, re.I)] or lines[-1:] or ["it says nothing"]
+    return re.sub(r"[^ -~]|[\"\\;$]", "'", told[0].replace(f"{ROOT}/", ""))[:300]
+
+
+def unfit(compiler: list[str]) -> str | None:
+    """Why a compiler cannot build a library against torch's headers, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = pathlib.Path(folder, "probe.cpp")
+        source.write_text(PROBE)
+        headers = ["-isystem", f"{torch_folder()}/include"]
+        command = [*compiler, *PROBE_FLAGS, *headers, str(source), "-o", f"{folder}/probe.so"]
+        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return first_error(done.stdout.replace(str(source), "probe.cpp")) if done.returncode else None
+
+
+@functools.cache
+def cxx() -> tuple[str | None, str]:
+    """The C++ compiler to build with, and why the ones that were found before it, or all, do not serve."""
+    asked = os.environ.get("CXX", "").strip()
+    candidates = [asked] if asked else ["c++", "g++", "clang++"]
+    found = [name for name in candidates if shutil.which(shlex.split(name)[0])]
+    if not found:
+        return None, f"no C++ compiler was found (looked for {', '.join(shlex.split(name)[0] for name in candidates)})"
+    reasons = []
+    for name in found:
+        reason = unfit(shlex.split(name))
+        if reason is None:
+            return name, "; ".join(reasons)
+        reasons.append(f"{name} does not fit: {reason}")
+    return None, "; ".join(reasons)
+
+
+@functools.cache
 def missing() -> str | None:
     """What the native build lacks, or None."""
-    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     if sys.platform == "win32":
         return "the kernels are written for GCC and Clang, which Windows builds do not use"
-    if not any(shutil.which(compiler) for compiler in compilers):
-        return f"no C++ compiler was found (looked for {', '.join(compilers)})"
     if not tool("cmake"):
         return "CMake was not found (pip install cmake)"
     if not torch_folder():
         return "torch was not found (needed for its headers)"
-    return None
+    compiler, reasons = cxx()
+    return None if compiler else reasons
+
+
+def run(*command: str) -> tuple[bool, str]:
+    """Whether a command succeeds, and its output, which is shown as it comes."""
+    lines = []
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    return process.returncode == 0, "".join(lines)
+
+
+def cuda_may_be_left_out() -> bool:
+    """Whether the CUDA kernels are built only because there is an nvcc."""
+    asked = os.environ.get("FGD_FORCE_CUDA") == "1" or "FGD_CUDA=" in os.environ.get("CMAKE_ARGS", "")
+    return not asked and not STRICT and os.environ.get("FGD_NO_CUDA") != "1"
 
 
 class CMakeBuild(build_ext):
@@ -58,27 +126,44 @@ class CMakeBuild(build_ext):
         note.unlink(missing_ok=True)
         lacking = missing()
         if lacking:
-            if os.environ.get("FGD_REQUIRE_NATIVE") == "1":
+            if STRICT:
                 raise RuntimeError(f"FGD_REQUIRE_NATIVE=1, but {lacking}")
             print(f"fgd_kernels: pure-Python install, {lacking}", file=sys.stderr)
             target.unlink(missing_ok=True)
             note.write_text(lacking)
             return
-        self.run_cmake(target)
-
-    def run_cmake(self, target):
         build = ROOT / "build" / "native"
-        ninja = tool("ninja")
-        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-        arguments = [f"-DFGD_TORCH_DIR={torch_folder()}", *generator, *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
-        cache = build / "CMakeCache.txt"
-        if cache.exists() and not all(line in cache.read_text() for line in self.cache_lines()):
-            shutil.rmtree(build)
-        subprocess.run([tool("cmake"), "-S", ROOT, "-B", build, *arguments], check=True)
-        subprocess.run([tool("cmake"), "--build", build, "--target", "_C", "--parallel"], check=True)
+        self.compile(build)
         fresh = target.with_suffix(".new")  # then renamed: a process that has the old library loaded keeps it
         shutil.copyfile(build / "_C.so", fresh)
         os.replace(fresh, target)
+
+    def compile(self, build):
+        """The library, with the CUDA kernels where that is possible."""
+        cache = build / "CMakeCache.txt"
+        if cache.exists() and not all(line in cache.read_text() for line in self.cache_lines()):
+            shutil.rmtree(build)
+        done, output = self.run_cmake(build, "-DFGD_CUDA=AUTO")
+        told = ("FGD: CPU kernels alone", "TORCH_CUDA_ARCH_LIST: expected")  # there is no CUDA; a mistaken wish
+        if not done and not any(line in output for line in told) and cuda_may_be_left_out():
+            reason = f"its build failed: {first_error(output)}"
+            print("fgd_kernels: the build failed; trying without CUDA (FGD_FORCE_CUDA=1 would insist)", file=sys.stderr)
+            done, output = self.run_cmake(build, "-DFGD_CUDA=OFF", f"-DFGD_CUDA_REASON={reason}")
+        if not done:
+            raise RuntimeError(f"the native build failed: {first_error(output)}")
+
+    def run_cmake(self, build, *options) -> tuple[bool, str]:
+        ninja = tool("ninja")
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+        compiler, unfit_ones = cxx()
+        chosen = [f"-DCMAKE_CXX_COMPILER={shutil.which(compiler)}"] if unfit_ones else []
+        arguments = [f"-DFGD_TORCH_DIR={torch_folder()}", *generator, *chosen, *options]
+        arguments += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        done, output = run(tool("cmake"), "-S", str(ROOT), "-B", str(build), *arguments)
+        if not done:
+            return False, output
+        done, compiled = run(tool("cmake"), "--build", str(build), "--target", "_C", "--parallel")
+        return done, output + compiled
 
     def cache_lines(self):
         """What a build folder's cache must say, or it is of another checkout, torch or CMake."""
@@ -100,8 +185,8 @@ class PlatformWheel(bdist_wheel):
     """The library is for one platform, but for every Python."""
 
     def get_tag(self):
-        _, _, platform = super().get_tag()
-        return ("py3", "none", "any" if missing() else platform)
+        _, _, platform_tag = super().get_tag()
+        return ("py3", "none", "any" if missing() else platform_tag)
 
 
 setup(

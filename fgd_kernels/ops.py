@@ -65,7 +65,7 @@ def _status(backend: str) -> BackendStatus:
     if backend == "cpu":
         return BackendStatus(True, "compiled for this machine's CPU")
     if not native.has_cuda():
-        return BackendStatus(False, "the compiled library was built without CUDA")
+        return BackendStatus(False, f"the compiled library was built without CUDA: {native.cuda_missing()}")
     if not torch.cuda.is_available():
         return BackendStatus(False, "no CUDA device is visible")
     return BackendStatus(True, "compiled with CUDA")

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "chunk.h"
+#include "instruction_set.h"
 
 namespace fgd::cpu {
 
@@ -23,12 +24,9 @@ static KernelTable choose() {
   const char* wanted = std::getenv("FGD_CPU_ISA");  // baseline, avx2 or avx512: never above what the machine has
   const bool up_to_baseline = wanted && std::strcmp(wanted, "baseline") == 0;
   const bool up_to_avx2 = wanted && std::strcmp(wanted, "avx2") == 0;
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && !up_to_baseline && !up_to_avx2) return avx512::make_table();
-  if (avx2 && !up_to_baseline) return avx2::make_table();
+  const InstructionSet machine = machine_instruction_set();
+  if (machine >= kAvx512 && !up_to_baseline && !up_to_avx2) return avx512::make_table();
+  if (machine >= kAvx2 && !up_to_baseline) return avx2::make_table();
 #endif
   return baseline::make_table();
 }

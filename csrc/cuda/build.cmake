@@ -1,11 +1,13 @@
-# The CUDA kernels, as the library fgd_cuda; sets FGD_WITH_CUDA. Included by CMakeLists.txt, decided by:
+# The CUDA kernels, as the library fgd_cuda; sets FGD_WITH_CUDA, and FGD_CUDA_BUILD to what was built or
+# FGD_CUDA_MISSING to why nothing was. Included by CMakeLists.txt, decided by:
 #
 #   FGD_NO_CUDA=1 or -DFGD_CUDA=OFF     no
 #   FGD_FORCE_CUDA=1 or -DFGD_CUDA=ON   yes; without nvcc that is an error
 #   none of them (AUTO)                 yes where there is an nvcc of CUDA 12 or later
 #   TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX"  for these architectures instead of all
 #
-# Never by whether a GPU is visible here: the machine that builds is often not the one that runs.
+# setup.py turns a build that fails with AUTO into one without CUDA, and hands on the reason (FGD_CUDA_REASON).
+# Never decided by whether a GPU is visible here: the machine that builds is often not the one that runs.
 set(FGD_WITH_CUDA OFF)
 
 set(fgd_cuda_wanted ${FGD_CUDA})
@@ -16,19 +18,35 @@ if(FGD_CUDA STREQUAL "AUTO")
     set(fgd_cuda_wanted ON)
   endif()
 endif()
-if(fgd_cuda_wanted STREQUAL "OFF")
-  message(STATUS "FGD: CPU kernels alone, as asked for")
+set(FGD_CUDA_BUILD "")
+set(FGD_CUDA_MISSING "")
+macro(fgd_without_cuda reason)
+  set(FGD_CUDA_MISSING "${reason}")
+  message(STATUS "FGD: CPU kernels alone; ${reason}")
   return()
+endmacro()
+if(fgd_cuda_wanted STREQUAL "OFF")
+  if(FGD_CUDA_REASON)
+    fgd_without_cuda("${FGD_CUDA_REASON}")
+  endif()
+  fgd_without_cuda("that was asked for (FGD_NO_CUDA=1 or FGD_CUDA=OFF)")
 endif()
 
 include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER)
+  unset(CMAKE_CUDA_COMPILER CACHE)  # what an earlier run did not find may be there now
+endif()
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  if(fgd_cuda_wanted STREQUAL "ON")
-    message(FATAL_ERROR "FGD: the CUDA kernels were asked for, but no nvcc was found (PATH, CUDACXX)")
+  find_program(FGD_NVCC nvcc HINTS ENV CUDACXX)
+  set(fgd_reason "no nvcc was found (PATH, CUDACXX)")
+  if(FGD_NVCC)
+    set(fgd_reason "${FGD_NVCC} cannot compile with this C++ compiler (${CMAKE_CXX_COMPILER})")
   endif()
-  message(STATUS "FGD: CPU kernels alone; no nvcc was found (PATH, CUDACXX)")
-  return()
+  if(fgd_cuda_wanted STREQUAL "ON")
+    message(FATAL_ERROR "FGD: the CUDA kernels were asked for, but ${fgd_reason}")
+  endif()
+  fgd_without_cuda("${fgd_reason}")
 endif()
 
 # "8.0;9.0a+PTX" to "80-real;90a-real;90a-virtual".
@@ -50,8 +68,7 @@ endfunction()
 set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target's own
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0 AND NOT fgd_cuda_wanted STREQUAL "ON")
-  message(STATUS "FGD: CPU kernels alone; nvcc is ${CMAKE_CUDA_COMPILER_VERSION}, expected 12.0 or later")
-  return()
+  fgd_without_cuda("nvcc is ${CMAKE_CUDA_COMPILER_VERSION}, expected 12.0 or later")
 endif()
 find_package(CUDAToolkit REQUIRED)
 if(FGD_CUDA_ARCHITECTURES)
@@ -78,3 +95,4 @@ set_target_properties(
   fgd_cuda PROPERTIES CUDA_ARCHITECTURES "${fgd_architectures}" CUDA_STANDARD 17 CUDA_VISIBILITY_PRESET hidden
                       CUDA_RUNTIME_LIBRARY Static)
 set(FGD_WITH_CUDA ON)
+string(REPLACE ";" ", " FGD_CUDA_BUILD "nvcc ${CMAKE_CUDA_COMPILER_VERSION}: ${fgd_architectures}")

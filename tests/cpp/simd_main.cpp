@@ -2,17 +2,14 @@
 #include <cstdio>
 #include <cstring>
 
+#include "instruction_set.h"
+
 int run_simd_tests();
 
 static bool supported(const char* name) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (std::strcmp(name, "avx2") == 0) return avx2;
-  if (std::strcmp(name, "avx512") == 0)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
+  const fgd::cpu::InstructionSet machine = fgd::cpu::machine_instruction_set();
+  if (std::strcmp(name, "avx512") == 0) return machine >= fgd::cpu::kAvx512;
+  if (std::strcmp(name, "avx2") == 0) return machine >= fgd::cpu::kAvx2;
   return std::strcmp(name, "baseline") == 0;
 }
 

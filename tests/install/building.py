@@ -1,0 +1,133 @@
+"""What the tests of this folder share: copies of the tree, builds in them, and environments to install into.
+
+All of it happens in a copy of what a build reads, so that the tree's own fgd_kernels/_C.so stays as it is.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+ROOT = pathlib.Path(__file__).parents[2]
+READ_BY_A_BUILD = (
+    "CMakeLists.txt",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "csrc",
+    "fgd_kernels",
+    "pyproject.toml",
+    "python",
+    "setup.py",
+)
+# Not optimised, which compiles in a fifth of the time; what is in a wheel does not depend on it.
+QUICK = {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug"}
+
+
+def lacking() -> str:
+    compilers = os.environ["CXX"].split()[:1] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    if not any(shutil.which(compiler) for compiler in compilers):
+        return f"needs a C++ compiler (looked for {', '.join(compilers)})"
+    if not (shutil.which("cmake", path=os.path.dirname(sys.executable)) or shutil.which("cmake")):
+        return "needs CMake (pip install cmake)"
+    return ""
+
+
+def copy_of_tree(folder: pathlib.Path) -> pathlib.Path:
+    """A copy of what a build reads, without what an earlier build left."""
+    folder.mkdir()
+    for name in READ_BY_A_BUILD:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_C*", "*.egg-info"))
+        elif source.exists():
+            shutil.copy2(source, folder / name)
+    return folder
+
+
+def run(command, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(part) for part in command], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def build_environment(**wanted) -> dict[str, str]:
+    """What a developer's shell may have set must not change what is tested; CUDA kernels take minutes to compile."""
+    unset = ("FGD_REQUIRE_NATIVE", "FGD_FORCE_CUDA", "CMAKE_ARGS", "PYTHONPATH", "TORCH_CUDA_ARCH_LIST")
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    return inherited | {"FGD_NO_CUDA": "1"} | wanted
+
+
+def pip_wheel(tree, **environment) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-build-isolation", "--no-deps"]
+    command += ["--disable-pip-version-check", "--no-index", "--wheel-dir", tree / "wheels", tree]
+    return run(command, env=build_environment(**environment))
+
+
+def only_wheel(tree, done) -> pathlib.Path:
+    assert done.returncode == 0, done.stdout[-5000:]
+    (wheel,) = (tree / "wheels").glob("*.whl")
+    return wheel
+
+
+def names(wheel) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def requirements(name: str, seen: set[str]) -> set[str]:
+    """A distribution and what it requires here, by name, all the way down; extras left out."""
+    from packaging.requirements import Requirement  # comes with pytest
+
+    name = re.sub(r"[-_.]+", "-", name).lower()
+    if name in seen:
+        return seen
+    seen.add(name)
+    for line in importlib.metadata.requires(name) or []:
+        requirement = Requirement(line)
+        if requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in ["", *requirement.extras]
+        ):
+            requirements(requirement.name, seen)
+    return seen
+
+
+def environment_with(folder: pathlib.Path, *distributions: str) -> pathlib.Path:
+    """A virtual environment's Python that sees these distributions, and what they require, and nothing else.
+
+    They are not installed again but linked from this environment, name by name, metadata included: torch is several GB.
+    """
+    run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    site = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    needed = set()
+    for name in distributions:
+        requirements(name, needed)
+    for name in needed:
+        try:
+            files = importlib.metadata.files(name) or []
+        except importlib.metadata.PackageNotFoundError:  # a requirement of an extra that nobody has installed
+            continue
+        base = pathlib.Path(str(importlib.metadata.distribution(name).locate_file("")))
+        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(base / top)
+    return folder / "bin" / "python"
+
+
+def install(python: pathlib.Path, what: pathlib.Path) -> subprocess.CompletedProcess:
+    """pip install, by this environment's pip into the other: dependencies are checked, and none is fetched."""
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", "--no-index"]
+    return run([*command, what], env=build_environment())
+
+
+def python(executable: pathlib.Path, folder: pathlib.Path, code: str, **environment) -> str:
+    """The output of `code`, run far from the source tree."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("FGD_BACKEND", "PYTHONPATH")}
+    done = run([executable, "-c", code], cwd=folder, env=inherited | environment)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
