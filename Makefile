@@ -15,9 +15,11 @@ $(VENV)/.dependencies: requirements.txt
 	$(RUN)/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-# An editable install: Python files are used where they lie, the library is built again when csrc changes.
+# An editable install: Python files are used where they lie, the library is built again when csrc changes. The .pth file
+# is for this environment alone: with it bench/ and devtools/, which are in no package, are found from everywhere.
 $(VENV)/.installed: $(VENV)/.dependencies $(NATIVE)
 	$(RUN)/pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
+	echo $(CURDIR) > $$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/fgd_development.pth
 	touch $@
 
 # Detectors that the tests distil besides torchvision's (requirements-adapters.txt). Without them their tests are skipped.
@@ -35,34 +37,34 @@ test: $(VENV)/.installed $(VENV)/.detectors
 	$(RUN)/python -m pytest
 
 bench: $(VENV)/.installed
-	$(RUN)/python bench/loss_cpu.py
+	$(RUN)/python -m bench.loss_cpu
 
 # The GPU side. The report needs nvcc and no GPU; the others need both, and build the CUDA kernels first.
 gpu-report: $(VENV)/.installed
-	$(RUN)/python bench/gpu_report.py
+	$(RUN)/python -m bench.gpu_report
 
 gpu-all: $(VENV)/.installed
-	$(RUN)/python bench/gpu_all.py
+	$(RUN)/python -m bench.gpu_all
 
 gpu-test: $(VENV)/.installed
-	$(RUN)/python bench/gpu_all.py build tests
+	$(RUN)/python -m bench.gpu_all build tests
 
 gpu-sanitize: $(VENV)/.installed
-	$(RUN)/python bench/gpu_all.py build sanitizer
+	$(RUN)/python -m bench.gpu_all build sanitizer
 
 gpu-bench: $(VENV)/.installed
-	$(RUN)/python bench/gpu_all.py build benchmark
+	$(RUN)/python -m bench.gpu_all build benchmark
 
 lint: $(VENV)/.dependencies
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/clang-format --dry-run --Werror $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(RUN)/clang-format --dry-run --Werror $(shell find csrc devtools tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 format: $(VENV)/.dependencies
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
-	$(RUN)/clang-format -i $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(RUN)/clang-format -i $(shell find csrc devtools tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
 	rm -rf build dist *.egg-info fgd_kernels/_C*

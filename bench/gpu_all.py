@@ -1,14 +1,14 @@
 """Everything that needs an NVIDIA GPU, in one command: builds the CUDA kernels, then tests, sanitizer and benchmark.
 
-    python bench/gpu_all.py                         all steps, into bench/results/<the device's name>/
-    python bench/gpu_all.py tests benchmark         some of them
-    python bench/gpu_all.py --output /tmp/results
+    python -m bench.gpu_all                         all steps, into bench/results/<the device's name>/
+    python -m bench.gpu_all tests benchmark         some of them
+    python -m bench.gpu_all --output /tmp/results
 
 A step that fails does not stop the others; the exit status says whether one did. Each leaves what it said in a file.
 
     build       pip install -e . with FGD_FORCE_CUDA=1; TORCH_CUDA_ARCH_LIST is honoured and makes it shorter
     tests       tests marked gpu: CUDA C++ and Triton
-    sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck over tests/cuda -k sanitizer
+    sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck over tests/kernels/cuda -k sanitizer
     benchmark   bench/loss_gpu.py: loss_gpu.csv and loss_gpu.png
 
 Without a GPU it says so and ends.
@@ -25,24 +25,11 @@ from collections.abc import Iterator
 
 import torch
 
+from devtools.offline.kernel_names import KERNELS
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = ("build", "tests", "sanitizer", "benchmark")
 PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu"]
-# How our kernels' names begin: all of CUDA C++, and each of the Triton kernels.
-KERNELS = (
-    "fgd_",
-    "rasterise",
-    "forward_pass",
-    "merge",
-    "finish",
-    "gc_hidden",
-    "gc_added",
-    "total",
-    "gc_hidden_grad",
-    "gc_grads",
-    "backward_pass",
-    "sum_key_grads",
-)
 # What the tools watch: our kernels. initcheck has to see who wrote what these read, PyTorch's kernels among them.
 OURS = [argument for name in KERNELS for argument in ("--kernel-name", f"kernel_substring={name}")]
 TOOLS = {"memcheck": OURS, "racecheck": OURS, "synccheck": OURS, "initcheck": []}
@@ -59,9 +46,13 @@ def commands(step: str, folder: pathlib.Path) -> Iterator[tuple[str, list[str], 
         for tool, options in TOOLS.items():
             watched = ["compute-sanitizer", "--error-exitcode", "1", "--tool", tool, *options]
             # Without PyTorch's cache of blocks, an access beyond a tensor leaves its allocation.
-            yield tool, [*watched, *PYTEST, "tests/cuda", "-k", "sanitizer"], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            yield (
+                tool,
+                [*watched, *PYTEST, "tests/kernels/cuda", "-k", "sanitizer"],
+                {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            )
     else:
-        yield step, [sys.executable, "bench/loss_gpu.py", "--output", str(folder / "loss_gpu.csv")], {}
+        yield step, [sys.executable, "-m", "bench.loss_gpu", "--output", str(folder / "loss_gpu.csv")], {}
 
 
 def run(name: str, command: list[str], environment: dict[str, str], folder: pathlib.Path) -> bool:

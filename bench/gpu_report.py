@@ -1,11 +1,11 @@
 """What can be said about the GPU kernels without a GPU: a row for every kernel, type, layout and architecture.
 
-    python bench/gpu_report.py                          all of it: CSV, JSON and plot in bench/results/gpu_report.*
-    python bench/gpu_report.py --architectures sm_90    fewer architectures: the compilers take most of the time
-    python bench/gpu_report.py --without-triton
+    python -m bench.gpu_report                          all of it: CSV, JSON and plot in bench/results/gpu_report.*
+    python -m bench.gpu_report --architectures sm_90    fewer architectures: the compilers take most of the time
+    python -m bench.gpu_report --without-triton
 
 Registers, spills and shared memory are the compilers' own words for that architecture: nvcc -Xptxas -v for CUDA C++,
-bench/gpu_report_triton.py for Triton. Instructions and sectors come from executing PTX in the interpreter of tests/ptx:
+devtools/offline/triton_build.py for Triton. Instructions and sectors come from executing PTX in devtools/ptx:
 one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the generic ones: 16x64 pixels and 512
 channels), of Triton the code for sm_90. They count per pair of a student's and a teacher's element; sectors are all
 that the kernel moves, over the floor of its pass, which is two feature maps forward and three backward. The steps
@@ -25,16 +25,13 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ptx"), str(ROOT / "tests" / "cuda"), str(ROOT / "tests" / "triton")]
+import torch
 
-import torch  # noqa: E402
-from compiled import CUDA, UNITS, missing  # noqa: E402
-from device import Loss  # noqa: E402
-from measures import instructions, operator_inputs, sectors_over_floor  # noqa: E402
+from devtools.offline.cuda_build import CUDA, UNITS, missing
+from devtools.offline.cuda_device import Loss
+from devtools.offline.measures import instructions, operator_inputs, sectors_over_floor
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -110,13 +107,12 @@ def executed_kernels() -> list[tuple[dict, dict]]:
 
 def executed_triton(dtype: torch.dtype, layout: torch.memory_format) -> dict[str, dict]:
     """The same of the two Triton kernels that pass over the features."""
-    import emulated
-
+    from devtools.offline.triton_device import Emulator  # these need Triton
     from fgd_kernels import triton_kernels
 
     student, teacher, boxes, gc_block = operator_inputs(dtype, layout)
     inputs = (student, teacher, *boxes, gc_block, [1.0] * 4, 0.5, 0.5)
-    with emulated.Emulator(EXECUTED_TRITON[3:]).instead_of_a_gpu() as gpu:
+    with Emulator(EXECUTED_TRITON[3:]).instead_of_a_gpu() as gpu:
         *_, maps, stats = triton_kernels.forward(*inputs)
         triton_kernels.backward(torch.ones(4), *inputs, maps, stats, True, True)
     launches = {f"{step}_pass": (gpu.counts[f"{step}_pass"][0], size) for step, size in PASSES.items()}
@@ -194,16 +190,16 @@ def cuda_rows(architectures) -> list[dict]:
 
 def triton_rows(architectures) -> list[dict]:
     """The Triton kernels that pass over the features."""
-    import gpu_report_triton
+    from devtools.offline import triton_build  # needs Triton
 
-    targets = [a[3:] for a in architectures if a[3:] in gpu_report_triton.TARGETS]
-    targets += [t for t in gpu_report_triton.TARGETS if t.startswith("gfx")]
+    targets = [a[3:] for a in architectures if a[3:] in triton_build.TARGETS]
+    targets += [t for t in triton_build.TARGETS if t.startswith("gfx")]
     dtypes, layouts = {"float32": "f32", "bfloat16": "bf16"}, {"contiguous": "nchw", "channels_last": "nhwc"}
     rows, seen = [], {}
     if EXECUTED_TRITON in architectures:
         kinds = itertools.product(dtypes.values(), layouts.values())
         seen = {kind: executed_triton(DTYPES[kind[0]], LAYOUTS[kind[1]]) for kind in kinds}
-    for found in gpu_report_triton.report(targets, [*dtypes], [*layouts], channels=256, every_kernel=False):
+    for found in triton_build.report(targets, [*dtypes], [*layouts], channels=256, every_kernel=False):
         nvidia = not found["target"].startswith("gfx")
         row = {
             "backend": "triton",

@@ -1,8 +1,8 @@
 """Forward + backward of the loss on the CPU: the published loop, the reference eager and compiled, and our kernels.
 
-    python bench/loss_cpu.py                      # everything: CSV and plot in runs/
-    python bench/loss_cpu.py --peak               # peak memory instead
-    python bench/loss_cpu.py --batches 4 --dtypes float32 --threads 1 2
+    python -m bench.loss_cpu                      # everything: CSV and plot in runs/
+    python -m bench.loss_cpu --peak               # peak memory instead
+    python -m bench.loss_cpu --batches 4 --dtypes float32 --threads 1 2
 
 Five levels of an 800x1344 batch (strides 8 to 128), 256 channels, 7 boxes an image. Contenders run alternately, each
 round one call of each, so that a noisy neighbour meets them all; the median counts, with p20 and p80 beside it. The
@@ -29,11 +29,11 @@ import sys
 import time
 
 import torch
-from loss_cpu_plot import plot
-from machine import description
-from published import published_loss
 
 import fgd_kernels as fgd
+from bench.loss_cpu_plot import plot
+from bench.machine import description
+from devtools.published import published_loss
 from fgd_kernels import reference
 
 FRAME = (800, 1344)
@@ -149,9 +149,8 @@ def measure(batch: int, dtype: str, threads: int, contenders: list[str], seconds
 def peak_memory(batch: int, dtype: str, contender: str) -> dict:
     """What one step needs above its inputs and gradients: the growth of a fresh process's peak resident set."""
     code = f"""
-import sys
-sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
-import torch, loss_cpu
+import torch
+from bench import loss_cpu
 def peak():
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
 torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Draws a CSV file of loss_cpu.py: milliseconds of a step over the batch size, one panel a dtype.
 
-python bench/loss_cpu_plot.py runs/loss_cpu.csv runs/loss_cpu.png
+python -m bench.loss_cpu_plot runs/loss_cpu.csv runs/loss_cpu.png
 """
 
 import csv

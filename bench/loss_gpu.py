@@ -1,7 +1,7 @@
 """Forward + backward of the loss on a CUDA GPU: the published loop, the reference eager and compiled, and our kernels.
 
-    python bench/loss_gpu.py                      # everything: CSV in bench/results/loss_gpu.csv
-    python bench/loss_gpu.py --batches 2 8 --dtypes bfloat16 --contenders ours compiled
+    python -m bench.loss_gpu                      # everything: CSV in bench/results/loss_gpu.csv
+    python -m bench.loss_gpu --batches 2 8 --dtypes bfloat16 --contenders ours compiled
 
 Five levels of an 800x1344 batch (strides 8 to 128), 256 channels, 7 boxes an image. Times are medians of CUDA events
 around one step; before each, a buffer larger than the second-level cache is overwritten, so that features come from
@@ -18,11 +18,11 @@ import statistics
 import sys
 
 import torch
-from loss_cpu import BOXES, CHANNELS, FRAME, LEVELS, RESULTS
-from machine import description
-from published import published_loss
 
 import fgd_kernels as fgd
+from bench.loss_cpu import BOXES, CHANNELS, FRAME, LEVELS, RESULTS
+from bench.machine import description
+from devtools.published import published_loss
 from fgd_kernels import reference
 
 CONTENDERS = ("published", "reference", "compiled", "triton", "ours")

@@ -1,15 +1,8 @@
-"""Shared set-up: paths, deterministic seeds, and the skip of tests that need a GPU."""
-
-import pathlib
-import sys
+"""Shared set-up: deterministic seeds, and the skip of tests that need a GPU."""
 
 import pytest
 import torch
 from hypothesis import settings
-
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests")]
-
 
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")

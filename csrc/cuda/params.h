@@ -2,7 +2,7 @@
 //
 // N images, levels l with C channels and P = H·W pixels. A is the type of sums: float, or double for float64 features.
 // Strides are in elements. No kernel takes anything but one of these structs, so that a launch is a name, a grid and
-// some bytes: a CUDA graph captures it, and tests/cuda executes it without a GPU.
+// some bytes: a CUDA graph captures it, and tests/kernels/cuda executes it without a GPU.
 #pragma once
 
 #include <cstdint>

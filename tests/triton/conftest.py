@@ -1,6 +1,0 @@
-"""Makes the helper here importable whatever import mode pytest runs in."""
-
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
