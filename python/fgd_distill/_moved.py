@@ -1,4 +1,4 @@
-"""Modules of the first version under the names that they have now: the old name works, and warns of the new one."""
+"""Modules of the first version: their old names can still be imported, with a warning that names the new ones."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ from importlib.util import spec_from_loader
 # Modules of the first version whose names became packages (data, digits, training) are not here: those packages have
 # what the modules had.
 MOVED = {
-    "ablate": "digits.ablations",
-    "cache": "training.teacher_cache",
-    "calibrate": "commands.calibrate",
-    "cli": "commands.main",
-    "coco": "data.coco_folder",
-    "demo": "digits.demo",
-    "evaluation": "data.evaluation",
-    "export": "detectors.checkpoint",
-    "learning_rate": "training.learning_rate",
-    "loading": "data.resumable_loader",
-    "models": "detectors.by_name",
-    "predict": "commands.predict",
-    "profiling": "training.profiling",
-    "summary": "digits.summary",
+    "ablate": ("digits.ablations",),
+    "cache": ("training.teacher_cache",),
+    "calibrate": ("commands.calibrate", "calibration.report"),
+    "cli": ("commands.main",),
+    "coco": ("data.coco_folder",),
+    "demo": ("digits.demo",),
+    "evaluation": ("data.evaluation",),
+    "export": ("detectors.checkpoint",),
+    "learning_rate": ("training.learning_rate",),
+    "loading": ("data.resumable_loader", "processes"),
+    "models": ("detectors.by_name", "detectors.weights", "digits.detectors"),
+    "predict": ("commands.predict",),
+    "profiling": ("training.profiling",),
+    "summary": ("digits.summary",),
 }
-# Run by ``import``, it puts the new module in the old one's place; run by ``python -m``, it runs the new one.
+# Run by ``import``, the old module has what the new ones have; run by ``python -m``, it runs the first of them.
 SOURCE = """
-import importlib, runpy, sys, warnings
-warnings.warn("{old} is {new} now", DeprecationWarning, stacklevel=2)
+import importlib, runpy, warnings
+warnings.warn("{old} is now {told}", DeprecationWarning, stacklevel=2)
 if __name__ == "__main__":
-    runpy.run_module("{new}", run_name="__main__", alter_sys=True)
+    runpy.run_module("{first}", run_name="__main__", alter_sys=True)
 else:
-    sys.modules[__name__] = importlib.import_module("{new}")
+    for name in {successors}:
+        globals().update((k, v) for k, v in vars(importlib.import_module(name)).items() if not k.startswith("__"))
 """
 
 
 class _Loader(InspectLoader):
-    def __init__(self, new: str) -> None:
-        self.new = new
+    def __init__(self, successors: list[str]) -> None:
+        self.successors = successors
 
     def get_source(self, fullname: str) -> str:
-        return SOURCE.format(old=fullname, new=self.new)
+        told, first = " and ".join(self.successors), self.successors[0]
+        return SOURCE.format(old=fullname, told=told, first=first, successors=self.successors)
 
 
 class _Finder(MetaPathFinder):
@@ -49,7 +51,7 @@ class _Finder(MetaPathFinder):
         package, _, name = fullname.rpartition(".")
         if package != __package__ or name not in MOVED:
             return None
-        return spec_from_loader(fullname, _Loader(f"{package}.{MOVED[name]}"))
+        return spec_from_loader(fullname, _Loader([f"{package}.{new}" for new in MOVED[name]]))
 
 
 def install() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from .adapters import DetectorAdapter, StudentStep, adapter_for
+from .frozen_teacher import FrozenTeacher
 from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
 from .taps import LayerTap, find_layer, layer_names
@@ -47,7 +47,7 @@ class DistilledFeatures(NamedTuple):
     frames: list[tuple[int, int]]
 
 
-class DetectionDistiller(nn.Module):
+class DetectionDistiller(FrozenTeacher):
     """Trains ``student`` with its own losses and a distillation loss towards ``teacher``.
 
     In training mode a call returns the student's loss dict with the terms of ``criterion`` added; in eval mode it
@@ -82,8 +82,8 @@ class DetectionDistiller(nn.Module):
     """
 
     student: nn.Module
-    teacher: nn.Module
     criterion: nn.Module
+    shared = ("teacher", "teacher_cache")
     level_terms: Tensor | None
     """(L, 4), detached: the criterion's weighted terms of each level in the last training call, for logs. None before
     it, where the schedule was at 0, and for a criterion that has no argument ``return_levels``, as FGDLoss has it."""
@@ -123,28 +123,6 @@ class DetectionDistiller(nn.Module):
         for name in names:
             find_layer(model, name)
         return names
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "teacher":
-            # Past nn.Module's own setattr, which would register the teacher and with it train, save and optimise it.
-            object.__setattr__(self, "teacher", value)
-            object.__setattr__(self, "_moves_teacher", True)
-        else:
-            super().__setattr__(name, value)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DetectionDistiller:
-        for shared in (self.teacher, self.teacher_cache):
-            memo.setdefault(id(shared), shared)
-        duplicate = memo[id(self)] = type(self).__new__(type(self))
-        duplicate.__setstate__(copy.deepcopy(self.__dict__, memo) | {"_moves_teacher": False})
-        return duplicate
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DetectionDistiller:
-        # Everything that moves or converts a module (.to, .cuda, .half) passes here.
-        super()._apply(fn, recurse)
-        if recurse and self._moves_teacher:
-            self.teacher._apply(fn)
-        return self
 
     def set_step(self, step: int) -> None:
         """Tells ``schedule`` where training is; call it before each training step.

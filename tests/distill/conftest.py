@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fgd_distill.detectors.by_name import digits_student, digits_teacher
 from fgd_distill.digits.dataset import make_digits
+from fgd_distill.digits.detectors import digits_student, digits_teacher
 
 
 @pytest.fixture(autouse=True)

@@ -7,22 +7,13 @@ import yaml
 from torch import nn
 
 import fgd_kernels as fgd
-from fgd_distill.calibration.measure import (
-    TERMS,
-    WEIGHTS,
-    Attention,
-    Bounds,
-    Measurement,
-    guess_preset,
-    measure,
-    propose,
-    resolved,
-    temperature_for,
-)
+from fgd_distill.calibration.measure import Attention, Measurement, measure, temperature_for
+from fgd_distill.calibration.propose import Bounds, guess_preset, propose
+from fgd_distill.calibration.report import report, warnings_of
 from fgd_distill.commands import main as cli
-from fgd_distill.commands.calibrate import CalibrateCLI, Calibration, calibrate, report, warnings_of
+from fgd_distill.commands.calibrate import CalibrateCLI, Calibration, calibrate
+from fgd_distill.criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, resolved
 from fgd_distill.distiller import DetectionDistiller
-from fgd_distill.training.module import FGDConfig, build_criterion
 
 
 def arguments(digits, *more):

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from fgd_distill.commands import main as cli
+from fgd_distill.criterion import FGDConfig
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 from fgd_distill.digits import demo
-from fgd_distill.training.module import DetectionModule, FGDConfig
+from fgd_distill.training.module import DetectionModule
 from fgd_distill.training.profiling import measure_step
 
 
@@ -157,7 +158,7 @@ def test_shares_of_a_step_add_up(distilled):
 
 def test_the_demo_from_end_to_end(digits, teacher_file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fgd_distill.detectors.by_name.PACKAGE_WEIGHTS", teacher_file.parent)
+    monkeypatch.setattr("fgd_distill.detectors.weights.PACKAGE_WEIGHTS", teacher_file.parent)
     teacher_file.with_name("digits_teacher.pt").write_bytes(teacher_file.read_bytes())
     monkeypatch.setattr(demo, "make_digits", lambda folder: digits)
     monkeypatch.setattr(demo, "measure_step", lambda distiller, batch: measure_step(distiller, batch, repeats=1))

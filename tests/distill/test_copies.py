@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fgd_kernels as fgd
 from fgd_distill import DetectionDistiller, Schedule
-from fgd_distill.detectors.by_name import digits_student
 from fgd_distill.detectors.checkpoint import student_state_dict
+from fgd_distill.digits.detectors import digits_student
 
 
 @pytest.fixture

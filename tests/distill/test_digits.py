@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fgd_distill.data.datamodule import CocoFolder
-from fgd_distill.detectors.by_name import digits_student
 from fgd_distill.digits.dataset import PHOTO_COLUMNS, make_digits
+from fgd_distill.digits.detectors import digits_student
 
 SMALL = {"train_images": 4, "val_images": 2, "progress": False}
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import fgd_kernels as fgd
 from fgd_distill.adapters import adapter_for, probe_channels
-from fgd_distill.detectors.by_name import digits_student, digits_teacher
+from fgd_distill.digits.detectors import digits_student, digits_teacher
 from fgd_distill.distiller import DetectionDistiller
 from fgd_kernels import reference
 

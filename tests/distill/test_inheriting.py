@@ -31,7 +31,7 @@ def test_the_student_keeps_its_own_memory(pair):
 
 
 def test_another_number_of_classes_is_reported_not_loaded(pair, capsys):
-    from fgd_distill.detectors.by_name import digits_student
+    from fgd_distill.digits.detectors import digits_student
 
     report = inherit(digits_student(num_classes=4), pair[1], modules=["head"])
     assert {name for name, *_ in report.mismatched} == {

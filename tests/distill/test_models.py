@@ -4,14 +4,8 @@ from torch import nn
 from torchvision.models import detection, resnet18
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from fgd_distill.detectors.by_name import (
-    BACKBONES,
-    FAMILIES,
-    DetectorConfig,
-    build_detector,
-    detector_names,
-    load_weights,
-)
+from fgd_distill.detectors.by_name import BACKBONES, FAMILIES, DetectorConfig, build_detector, detector_names
+from fgd_distill.detectors.weights import load_weights
 
 
 def count(model):
@@ -98,9 +92,7 @@ def test_unknown_name_lists_close_ones():
 
 
 def test_a_function_of_ones_own():
-    model = build_detector(
-        DetectorConfig("fgd_distill.detectors.by_name:digits_student", 5, options={"image_size": 96})
-    )
+    model = build_detector(DetectorConfig("fgd_distill.digits.detectors:digits_student", 5, options={"image_size": 96}))
     assert model.head.classification_head.num_classes == 5 and model.transform.min_size == (96,)
     for name in ("no_such_module:build", "fgd_distill.detectors.by_name:no_such_function", ":build"):
         with pytest.raises(ValueError, match=f"expected module:function, cannot import '{name}'"):

@@ -13,7 +13,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fgd_distill import pictures
 from fgd_distill.commands import main as cli
-from fgd_distill.detectors.by_name import DetectorConfig, digits_student, digits_teacher
+from fgd_distill.detectors.by_name import DetectorConfig
+from fgd_distill.digits.detectors import digits_student, digits_teacher
 from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import read_metrics, smooth
 from fgd_distill.pictures.images import coco_image

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from fgd_distill.commands import main as cli
-from fgd_distill.detectors.by_name import DetectorConfig, digits_student
+from fgd_distill.criterion import FGDConfig, build_criterion
+from fgd_distill.detectors.by_name import DetectorConfig
+from fgd_distill.digits.detectors import digits_student
 from fgd_distill.distiller import DetectionDistiller
 from fgd_distill.schedule import Schedule
 from fgd_distill.training import module as training
 from fgd_distill.training.learning_rate import LrMilestones
-from fgd_distill.training.module import DetectionModule, FGDConfig, build_criterion
+from fgd_distill.training.module import DetectionModule
 from fgd_distill.training.teacher_cache import CacheConfig
 
 TERMS = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")

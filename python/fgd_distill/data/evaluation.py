@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import box_convert
+
+from ..processes import gather
 
 # In the order of COCOeval.stats: average precision over IoU 0.50:0.95, at 0.50, at 0.75, by object area (small below
 # 32 x 32 pixels, large above 96 x 96), then average recall with 1, 10 and 100 detections an image and by object area.
@@ -78,7 +78,7 @@ class CocoEvaluator:
 
         Metrics without any object (no large ones, say) are nan.
         """
-        results = _gather(self._results)
+        results = gather(self._results)
         if not results:
             raise RuntimeError("no image was evaluated: call update() before compute()")
         flat = [detection for detections in results.values() for detection in detections]
@@ -125,12 +125,3 @@ def _detections(ground_truth: COCO, results: list[dict[str, Any]]) -> COCO:
     nothing.dataset = {**ground_truth.dataset, "annotations": []}
     nothing.createIndex()
     return nothing
-
-
-def _gather(results: dict[int, list]) -> dict[int, list]:
-    """The results of all processes, equal on each."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return results
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, results)
-    return {image_id: detections for part in parts for image_id, detections in part.items()}

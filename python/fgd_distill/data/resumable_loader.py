@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..processes import process_rank
 
 
 def derived_seed(*keys: int) -> int:
@@ -41,13 +42,6 @@ def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
 
 def _seed_of_workers(generator: torch.Generator) -> None:
     torch.empty((), dtype=torch.int64).random_(generator=generator)  # a DataLoader draws it before each epoch
-
-
-def process_rank() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) without torch.distributed."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 class JointBatches(Sampler[list[tuple[int, int]]]):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_write
-from .by_name import DetectorConfig, build_detector, load_weights
+from .by_name import DetectorConfig, build_detector
+from .weights import load_weights
 
 STUDENT_PREFIX = "student."
 COMPILED_PREFIX = "_orig_mod."  # where torch.compile(module) took a module's place

@@ -18,9 +18,10 @@ import yaml
 
 from ..data.evaluation import METRICS
 from ..files import atomic_write
+from ..text_table import aligned
 from .dataset import make_digits
 from .paper_tables import ALONE, FULL, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
-from .results import PACKAGES, aligned, machine, row_of
+from .results import PACKAGES, machine, row_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = ("digits_inherit.yaml", "digits_fgd.yaml")

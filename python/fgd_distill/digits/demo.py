@@ -21,8 +21,8 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningCLI
 
 from ..commands.main import run
-from ..detectors.by_name import PACKAGE_WEIGHTS
 from ..detectors.checkpoint import export_student
+from ..detectors.weights import PACKAGE_WEIGHTS
 from ..training.profiling import StepCost, measure_step
 from .dataset import make_digits
 from .results import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv

@@ -15,12 +15,11 @@ from pytorch_lightning.cli import LightningCLI
 
 from ..data.evaluation import METRICS
 from ..files import atomic_write
+from ..text_table import aligned
 from ..training.profiling import StepCost
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "pycocotools", "scikit-learn")
 SHOWN_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR")
-
-
 FULL = "inherited + FGD"
 EQUAL_TIME = "alone, equal time"
 
@@ -93,15 +92,6 @@ def _cells(row: Row) -> list[str]:
         *(f"{row.metrics[name]:.1f}" for name in SHOWN_METRICS),
         "" if row.seconds is None else f"{row.seconds:.0f}",
         *shares,
-    ]
-
-
-def aligned(table: list[list[str]]) -> list[str]:
-    """The lines of a table: its first column to the left, the others to the right."""
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in table
     ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,72 +15,20 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fgd_kernels import LOSS_NAMES, FGDLoss
+from fgd_kernels import LOSS_NAMES
 
-from ..adapters import adapter_for, probe_channels
+from ..adapters import adapter_for
+from ..criterion import FGDConfig, build_criterion
 from ..data.datamodule import Batch, CocoFolder
 from ..data.evaluation import CocoEvaluator
 from ..data.resumable_loader import JointBatches, derived_seed
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import student_state_dict
-from ..distiller import DetectionDistiller, layer_names
+from ..distiller import DetectionDistiller
 from ..inheriting import inherit as inherit_from
 from ..schedule import Schedule
 from .learning_rate import LrMilestones
 from .teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
-
-
-@dataclass
-class FGDConfig:
-    """Weights and temperature of the loss; see ``fgd_kernels.FGDLoss``. None keeps the preset's value.
-
-    Args:
-        preset: ``two_stage``, ``one_stage_anchor`` or ``one_stage_anchor_free``: the paper's values.
-        alpha, beta, gamma, lambda_: weights of the foreground, background, attention and global term.
-        temperature: of the attentions.
-        level_weights: one factor a level, or ``inverse_area``.
-        attention: ``both``, ``spatial``, ``channel`` or ``none`` (the paper's table 5).
-        split: false distils fore- and background as one area, weighted by beta (table 1).
-        backend: which kernels compute it.
-    """
-
-    preset: str = "one_stage_anchor"
-    alpha: float | None = None
-    beta: float | None = None
-    gamma: float | None = None
-    lambda_: float | None = None
-    temperature: float | None = None
-    level_weights: list[float] | str | None = None
-    attention: str = "both"
-    split: bool = True
-    backend: str = "auto"
-
-
-def build_criterion(
-    student: nn.Module,
-    teacher: nn.Module,
-    student_layers: str | Sequence[str] | None,
-    teacher_layers: str | Sequence[str] | None,
-    config: FGDConfig,
-) -> nn.Module:
-    """An ``FGDLoss`` for the feature maps that these layers give; their channels are found by a blank image.
-
-    Layers that are None are the neck's, as the detectors' adapter names them.
-
-    Raises:
-        ValueError: student and teacher give different numbers of feature maps.
-    """
-    adapter = adapter_for(student)
-    student_layers = layer_names(student_layers or adapter.default_layers(student))
-    teacher_layers = layer_names(teacher_layers or adapter.default_layers(teacher))
-    student_channels = probe_channels(student, student_layers, adapter)
-    teacher_channels = probe_channels(teacher, teacher_layers, adapter)
-    if len(student_channels) != len(teacher_channels):
-        raise ValueError(
-            f"expected as many feature maps of student and teacher, got {len(student_channels)} from student_layers "
-            f"{student_layers} and {len(teacher_channels)} from teacher_layers {teacher_layers}"
-        )
-    return FGDLoss(student_channels, teacher_channels, **asdict(config))
 
 
 class DetectionModule(pl.LightningModule):

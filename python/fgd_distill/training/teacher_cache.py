@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.resumable_loader import process_rank
 from ..files import atomic_write
+from ..processes import process_rank
 
 log = logging.getLogger(__name__)
 MANIFEST = "cache.json"

@@ -1,0 +1,79 @@
+"""The loss of a pair of detectors: its settings, the names of its weights and terms, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from fgd_kernels import LOSS_NAMES, PRESETS, FGDLoss
+
+from .adapters import adapter_for, probe_channels
+from .taps import layer_names
+
+WEIGHTS = ("alpha", "beta", "gamma", "lambda_")
+"""In the order of the terms that they weight."""
+TERMS = tuple(name.removeprefix("loss_fgd_") for name in LOSS_NAMES)
+
+
+@dataclass
+class FGDConfig:
+    """Weights and temperature of the loss; see ``fgd_kernels.FGDLoss``. None keeps the preset's value.
+
+    Args:
+        preset: ``two_stage``, ``one_stage_anchor`` or ``one_stage_anchor_free``: the paper's values.
+        alpha, beta, gamma, lambda_: weights of the foreground, background, attention and global term.
+        temperature: of the attentions.
+        level_weights: one factor a level, or ``inverse_area``.
+        attention: ``both``, ``spatial``, ``channel`` or ``none`` (the paper's table 5).
+        split: false distils fore- and background as one area, weighted by beta (table 1).
+        backend: which kernels compute it.
+    """
+
+    preset: str = "one_stage_anchor"
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    lambda_: float | None = None
+    temperature: float | None = None
+    level_weights: list[float] | str | None = None
+    attention: str = "both"
+    split: bool = True
+    backend: str = "auto"
+
+
+def resolved(config: FGDConfig) -> tuple[float, list[float]]:
+    """Temperature and the weights alpha, beta, gamma, lambda, with the preset's for those that are None."""
+    preset = PRESETS[config.preset]
+    given = [getattr(config, name) for name in ("temperature", *WEIGHTS)]
+    names = ("temperature", *WEIGHTS)
+    temperature, *weights = [preset[n] if value is None else value for n, value in zip(names, given, strict=True)]
+    return temperature, weights
+
+
+def build_criterion(
+    student: nn.Module,
+    teacher: nn.Module,
+    student_layers: str | Sequence[str] | None,
+    teacher_layers: str | Sequence[str] | None,
+    config: FGDConfig,
+) -> nn.Module:
+    """An ``FGDLoss`` for the feature maps that these layers give; their channels are found by a blank image.
+
+    Layers that are None are the neck's, as the detectors' adapter names them.
+
+    Raises:
+        ValueError: student and teacher give different numbers of feature maps.
+    """
+    adapter = adapter_for(student)
+    student_layers = layer_names(student_layers or adapter.default_layers(student))
+    teacher_layers = layer_names(teacher_layers or adapter.default_layers(teacher))
+    student_channels = probe_channels(student, student_layers, adapter)
+    teacher_channels = probe_channels(teacher, teacher_layers, adapter)
+    if len(student_channels) != len(teacher_channels):
+        raise ValueError(
+            f"expected as many feature maps of student and teacher, got {len(student_channels)} from student_layers "
+            f"{student_layers} and {len(teacher_channels)} from teacher_layers {teacher_layers}"
+        )
+    return FGDLoss(student_channels, teacher_channels, **asdict(config))

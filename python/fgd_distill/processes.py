@@ -1,0 +1,30 @@
+"""What the processes of a distributed training must know of each other."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch.distributed
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def process_rank() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) without torch.distributed."""
+    if not _distributed():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def gather(results: dict[Key, Value]) -> dict[Key, Value]:
+    """The entries of all processes, equal on each; of two with the same key one is kept."""
+    if not _distributed():
+        return results
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, results)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
