@@ -1,7 +1,8 @@
 // Backward over features whose pixels are dense (NCHW), C <= 256, student and teacher of one type; the equation is in
 // backward_pixels.cuh. A block does a chunk, tile after tile of pixels with all channels:
 //
-//   1. per pixel    u_s, u_t                             from registers; the next tile's loads are sent off behind it
+//   1. per pixel    u_s, u_t                             from registers; the next tile's loads are sent off behind it,
+//                                                        the pixels' maps first, so that nothing waits for the rest
 //   2. per pixel    the factors
 //   3.              ∂L/∂s, written; parts of ∂L/∂Wk      from the same registers
 //
@@ -97,16 +98,21 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const int net = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
   float key[kRows][2] = {};
   KeySum<float> key_sum;
+  PixelMaps<float> pixel_maps;
+  if (net < 2 && chunk.begin + pixel < chunk.end) pixel_maps.load(maps, level.pixels, net, chunk.begin + pixel);
+  pixel_maps.settle();
   for (int first = chunk.begin; first < chunk.end; first += kPixels) {
-    PixelMaps<float> pixel_maps;
-    if (net < 2 && first + pixel < chunk.end) pixel_maps.load(maps, level.pixels, net, first + pixel);
     share_projections<T>(tile, channels, step);
+    PixelMaps<float> next_maps;  // zeros behind the end
+    if (net < 2 && first + kPixels + pixel < chunk.end)
+      next_maps.load(maps, level.pixels, net, first + kPixels + pixel);
     if (first + kPixels < chunk.end) rows.load(level, first + kPixels, chunk.end, next);
     __syncthreads();
     finish_factors(step, up, pixel_maps, net ? mean_t : mean_s, first, key_sum);
     __syncthreads();
     write_gradient<T>(tile, channels, up.direct, step, level, out, first, chunk.end, key);
     tile = next;
+    pixel_maps = next_maps;
   }
   float* parts = key_parts<float>(level, chunk);
   if (!parts) return;

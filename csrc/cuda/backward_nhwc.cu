@@ -171,17 +171,25 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   float key[2][kChannels] = {};
   KeySum<float> key_sum;
   const int last = (chunk.end - chunk.begin + kTile - 1) / kTile * kSteps<T>;
+  PixelMaps<float> pixel_maps;
+  auto load_maps = [&](int i, PixelMaps<float>& out) {
+    const int mine = pixel_of<T>(chunk.begin, i) + role.pixel;
+    if (mine < chunk.end) out.load(maps, level.pixels, role.net, mine);
+  };
+  load_maps(0, pixel_maps);
+  pixel_maps.settle();
   for (int i = 0; i < last; ++i) {
     const int first = pixel_of<T>(chunk.begin, i);
-    PixelMaps<float> pixel_maps;
-    if (first + role.pixel < chunk.end) pixel_maps.load(maps, level.pixels, role.net, first + role.pixel);
     const float u = projection<T>(step, channels);
+    PixelMaps<float> next_maps;   // zeros behind the end
+    load_maps(i + 1, next_maps);  // before the step, so that what waits for them does not wait for it
     if (i + 1 < last) image.load(level, pixel_of<T>(chunk.begin, i + 1), chunk.end, next);
     share_factors<T>(role, up, pixel_maps, u, role.net ? mean_t : mean_s, first, key_sum, factors[warp_index()]);
     __syncwarp();
     write_gradient<T>(step, channels, up.direct, factors[warp_index()], level, chunk.image, first, chunk.end, key);
     __syncwarp();
     step = next;
+    pixel_maps = next_maps;
   }
   float* parts = key_parts<float>(level, chunk);
   if (!parts) return;

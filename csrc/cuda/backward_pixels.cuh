@@ -96,7 +96,8 @@ struct FactorStep {  // in shared memory
   A factor[kFactors][kPixels];
 };
 
-// What one thread of (net, pixel) needs of a pixel: loaded early, used after the barrier.
+// What one thread of (net, pixel) needs of a pixel: loaded a tile ahead and before the tile's own loads, so that
+// nothing between these and the next tile waits for them.
 template <class A>
 struct PixelMaps {
   A context = 0, focal = 0, attention = 0;
@@ -106,6 +107,15 @@ struct PixelMaps {
     if (net) return;
     focal = maps[kMapFocal * size + pixel];
     attention = maps[kMapAttention * size + pixel];
+  }
+  // Waits, once and by the whole warp, for the first tile's numbers. The compiler cannot tell a loop's first turn from
+  // the others: loads that are under way where it begins would be waited for in each, with whatever shares their
+  // scoreboard.
+  FGD_DEVICE void settle() {
+    const int lane = lane_index();
+    context = __shfl_sync(kAllLanes, context, lane);
+    focal = __shfl_sync(kAllLanes, focal, lane);
+    attention = __shfl_sync(kAllLanes, attention, lane);
   }
 };
 

@@ -5,6 +5,7 @@ cuda_device    the loss on the interpreter: what csrc/cuda/operator.cpp does on 
 host_memory    an interpreter whose addresses are this process's own (for operator_shim.cpp)
 triton_build   the Triton kernels compiled for any target from the arguments that the launchers pass
 triton_device  their launches executed on the interpreter
+sass           their machine code, with the control words that schedule it
 measures       the interpreter's counters in the units of the budgets
 kernel_names   how the kernels' names begin, for profilers and sanitizers
 """

@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from devtools.offline.cuda_build import UNITS, assembled
+from devtools.offline import sass
+from devtools.offline.cuda_build import UNITS, assembled, ptx_of
 from devtools.offline.cuda_device import Loss
 from devtools.offline.measures import instructions, operator_inputs, sectors_over_floor
 
@@ -35,3 +36,15 @@ def test_instructions_and_sectors(dtype, layout):
         assert instructions(counts) / pairs <= budget
         assert sectors_over_floor(counts, pairs * size * units) <= SECTORS
         assert counts.local_requests == 0 and counts.global_atomics == 0
+
+
+@pytest.mark.skipif(sass.tool("cuobjdump") is None, reason="needs cuobjdump, of the CUDA toolkit or of Triton")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize("unit", ["backward_nchw", "backward_nhwc"])
+def test_no_tile_waits_for_the_next_one(unit, architecture):
+    """Read from the machine code: between a tile's loads and the jump back, nothing waits for their scoreboard."""
+    kernels = sass.disassembled(ptx_of(unit), architecture)
+    assert len(kernels) == 3
+    for name, kernel in kernels.items():
+        waits = sass.waits_for_bulk_loads(sass.tile_loop(kernel))
+        assert not waits, f"{name} on {architecture}:\n" + "\n".join(map(str, waits))
