@@ -2,6 +2,9 @@
 
 import bisect
 import itertools
+import math
+import numbers
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,9 +15,9 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class PackedBoxes(NamedTuple):
-    """The boxes of a batch without padding rows.
+    """The boxes of a batch, one after another.
 
-    values  (M, 4) float32: x1, y1, x2, y2 in pixels, image after image
+    values  (M, 4) float32: x1, y1, x2, y2 in pixels, image after image; rows after the last image's belong to none
     offsets (N + 1,) int32: image n owns the rows offsets[n] .. offsets[n + 1] of `values`
     sizes   (N, 2) float32: height and width, in the same pixels, of what the feature maps cover
     """
@@ -30,23 +33,29 @@ def pack_boxes(
     device: torch.device | str,
     *,
     validate: bool = False,
+    capacity: int | None = None,
 ) -> PackedBoxes:
-    """Pack a list of boxes.
+    """Pack a list of boxes: once a step, outside a compiled model, so that it is one graph for all numbers of boxes.
 
     Args:
         boxes: one floating-point tensor (n_i, 4) an image, on `device`: x1, y1, x2, y2 in pixels; n_i may be 0.
+            torchvision's BoundingBoxes are converted from the format that they state.
         image_sizes: one (height, width) an image, in the same pixels: the frame that the whole feature map covers,
             which is the padded batch size. A tensor (N, 2) works too.
         device: where the features are.
         validate: also check values that lie on a GPU, which costs a synchronisation. Values on the host are always
-            checked. Unchecked boxes that are not finite or inverted cover nothing.
+            checked. Unchecked boxes that are not finite or inverted cover nothing. Boxes that all lie in 0..1, as
+            fractions of the image do, are refused too.
+        capacity: rows of `values`, whatever the number of boxes, for CUDA graphs, which need one shape in all steps.
+            None: as many as there are boxes.
 
     Returns:
         PackedBoxes on `device`. Boxes that reach out of the image stay as they are: the masks clamp them.
 
     Raises:
-        TypeError: boxes is no list of tensors, or a tensor is not floating point.
-        ValueError: a shape, a device, the number of images, an image size or a box's values are wrong.
+        TypeError: boxes is no list of tensors, a tensor is not floating point, or capacity is no integer.
+        ValueError: a shape, a device, the number of images, an image size, a box's values or its canvas are wrong, or
+            there are more boxes than `capacity`.
     """
     device = _indexed(torch.device(device))
     if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
@@ -54,12 +63,79 @@ def pack_boxes(
     sizes = _pack_sizes(image_sizes, len(boxes), device, validate)
     for index, box in enumerate(boxes):
         _check_box_tensor(box, index, device)
-    values = torch.cat(list(boxes)).detach().float() if len(boxes) else sizes.new_zeros((0, 4))
+    corners = [_corners(box, index, sizes) for index, box in enumerate(boxes)]
+    values = torch.cat(corners).detach().float() if corners else sizes.new_zeros((0, 4))
     ends = [0, *itertools.accumulate(box.shape[0] for box in boxes)]
     offsets = torch.tensor(ends, dtype=torch.int32).to(device, non_blocking=True)
     if validate or _readable(values):
         _check_values(values, ends)
-    return PackedBoxes(values, offsets, sizes)
+    packed = PackedBoxes(_padded(values, capacity), offsets, sizes)
+    if validate and (doubt := doubtful_boxes(packed)):
+        raise ValueError(doubt)
+    return packed
+
+
+def _padded(values: Tensor, capacity: int | None) -> Tensor:
+    """`capacity` rows; without it, a number of rows that graphs compiled from now on take as free."""
+    if capacity is None:
+        if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+            torch._dynamo.maybe_mark_dynamic(values, 0)
+        return values
+    if not is_integer(capacity):
+        raise TypeError(f"capacity: expected an integer or None, got {capacity!r}")
+    if len(values) > capacity:
+        raise ValueError(f"capacity: expected at least the number of boxes, {len(values)}, got {capacity}")
+    return torch.nn.functional.pad(values, (0, 0, 0, int(capacity) - len(values)))
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer of Python's or of numpy's; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def doubtful_boxes(packed: PackedBoxes) -> str | None:
+    """What makes boxes look as if they were no pixels, or None; reads values, so it waits for a GPU.
+
+    Boxes within 0..1 in all images of a batch cover one pixel each of any map; nobody's annotations do.
+    """
+    values, sizes = packed.values, packed.sizes
+    if not len(values) or float(values.max()) > 1 or float(values.max()) <= 0 or float(sizes.min()) <= 4:
+        return None
+    return (
+        f"boxes: expected x1, y1, x2, y2 in pixels of image_sizes, got numbers that all lie in 0..1 (the largest is "
+        f"{float(values.max()):.4g}); multiply x by the width and y by the height"
+    )
+
+
+def doubtful_frame(sizes: Tensor, maps: Sequence[Sequence[int]]) -> str | None:
+    """What makes image sizes look as if they were not the maps' frame, or None; reads values, so it waits for a GPU.
+
+    A map of H·W pixels covers a frame of h·w if one stride s makes both: H = h/s and W = w/s, rounded to a neighbour.
+
+    Args:
+        sizes: (N, 2), height and width of each image's frame.
+        maps: (H, W) of each level.
+    """
+    for level, (height, width) in enumerate(maps):
+        for image, (h, w) in enumerate(sizes.tolist()):
+            if _one_stride(h, w, height, width):
+                continue
+            swapped = "; as (width, height) it would fit: swap the two" if _one_stride(w, h, height, width) else ""
+            return (
+                f"image_sizes[{image}]: expected the (height, width) that the whole feature map covers, got "
+                f"({h:g}, {w:g}), whose shape is not that of level {level}, {height} x {width}{swapped or _PADDED}"
+            )
+    return None
+
+
+_PADDED = "; give the size of the padded batch"
+
+
+def _one_stride(h: float, w: float, height: int, width: int) -> bool:
+    """Whether a stride s exists with h/s within 1 of the map's height and w/s within 1 of its width."""
+    lowest = max(h / (height + 1), w / (width + 1))
+    highest = min(h / (height - 1) if height > 1 else math.inf, w / (width - 1) if width > 1 else math.inf)
+    return lowest <= highest
 
 
 def _indexed(device: torch.device) -> torch.device:
@@ -141,6 +217,35 @@ def _check_box_tensor(box: Tensor, index: int, device: torch.device) -> None:
         raise ValueError(f"boxes[{index}]: expected shape (n, 4), got {tuple(box.shape)}")
     if box.device != device:
         raise ValueError(f"boxes[{index}]: expected device {device}, as the features, got {box.device}")
+
+
+def _corners(box: Tensor, index: int, sizes: Tensor) -> Tensor:
+    """x1, y1, x2, y2 of an image's boxes: converted from the format that torchvision's BoundingBoxes state."""
+    form = getattr(box, "format", None)
+    if form is None:
+        return box
+    convert = _FORMATS.get(getattr(form, "value", form))
+    if convert is None:
+        known = ", ".join(_FORMATS)
+        raise ValueError(f"boxes[{index}]: expected BoundingBoxes in one of the formats {known}, got {form}")
+    canvas, frame = box.canvas_size, sizes[index]  # type: ignore[attr-defined]
+    if _readable(frame) and (canvas[0] > frame[0] or canvas[1] > frame[1]):
+        raise ValueError(
+            f"boxes[{index}]: expected a canvas within image_sizes[{index}] = ({frame[0]:g}, {frame[1]:g}), the frame "
+            f"that the feature maps cover, got canvas_size {tuple(canvas)}; resize the boxes with their image"
+        )
+    return convert(box.as_subclass(Tensor))
+
+
+def _from_corner_and_size(box: Tensor) -> Tensor:
+    return torch.cat([box[:, :2], box[:, :2] + box[:, 2:]], dim=1)
+
+
+def _from_centre_and_size(box: Tensor) -> Tensor:
+    return torch.cat([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], dim=1)
+
+
+_FORMATS = {"XYXY": lambda box: box, "XYWH": _from_corner_and_size, "CXCYWH": _from_centre_and_size}
 
 
 def _check_values(values: Tensor, ends: list[int]) -> None:

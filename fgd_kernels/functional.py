@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .boxes import PackedBoxes, check_packed, pack_boxes
+from .boxes import PackedBoxes, check_packed, doubtful_frame, pack_boxes
 from .reference import GC_BLOCK_SIZE
 
 LOSS_NAMES = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
@@ -55,7 +55,8 @@ def fgd_loss(
         split: False distils the image as one area, weighted by beta, instead of fore- and background (table 1).
         level_weights: one factor a level, or 'inverse_area' for 1 / (H·W); None for 1.
         backend: 'auto', or one of `backends()`.
-        validate: check box values on a GPU too, which costs a synchronisation.
+        validate: check box values on a GPU too, which costs a synchronisation; refuse boxes that are fractions of
+            their image and image sizes whose shape contradicts the maps', such as (width, height).
         return_levels: also return the weighted terms of each level, detached (L, 4), for logs.
 
     Returns:
@@ -70,6 +71,8 @@ def fgd_loss(
     _check_features(students, teachers)
     first = students[0]
     packed = _pack(boxes, image_sizes, first, validate)
+    if validate and (doubt := doubtful_frame(packed.sizes, [s.shape[2:] for s in students])):
+        raise ValueError(doubt)
     if not split:
         packed = packed._replace(values=packed.values[:0], offsets=torch.zeros_like(packed.offsets))
     _check_gc_block(gc_block, teachers)

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .boxes import PackedBoxes
+from .boxes import PackedBoxes, is_integer
 from .functional import LOSS_NAMES, check_settings, fgd_loss
 from .ops import check_backend
 
@@ -28,8 +28,9 @@ class FGDLevel(nn.Module):
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
         super().__init__()
         for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
-            if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
+            if not is_integer(channels) or channels < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {channels!r}")
+        student_channels, teacher_channels = int(student_channels), int(teacher_channels)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         differ = student_channels != teacher_channels
         self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1) if differ else None
@@ -254,14 +255,18 @@ def _parameter(layer: nn.Module, name: str) -> Tensor:
 
 
 def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[int, int]]:
-    lengths = [len(c) for c in (student, teacher) if isinstance(c, Sequence)]
+    several = [isinstance(c, Sequence) and not isinstance(c, str) for c in (student, teacher)]
+    lengths = [len(c) for c, listed in zip((student, teacher), several, strict=True) if listed]
     levels = num_levels if num_levels is not None else (lengths[0] if lengths else 5)
-    if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
+    if not is_integer(levels) or levels < 1:
         raise ValueError(f"num_levels: expected an integer >= 1, got {levels!r}")
-    for name, channels in (("student_channels", student), ("teacher_channels", teacher)):
-        if isinstance(channels, Sequence) and len(channels) != levels:
+    each = []
+    for name, channels, listed in zip(
+        ("student_channels", "teacher_channels"), (student, teacher), several, strict=True
+    ):
+        if listed and len(channels) != levels:
             raise ValueError(f"{name}: expected {levels} numbers, one a level, got {len(channels)}")
-    each = [list(c) if isinstance(c, Sequence) else [c] * levels for c in (student, teacher)]
+        each.append(list(channels) if listed else [channels] * levels)
     return list(zip(*each, strict=True))
 
 

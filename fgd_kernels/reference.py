@@ -73,7 +73,10 @@ def foreground_mask(box_values: Tensor, box_offsets: Tensor, image_sizes: Tensor
         return mask
     rows = torch.arange(boxes, device=box_values.device, dtype=box_offsets.dtype)
     owner = torch.searchsorted(box_offsets[1:], rows, right=True)
+    owned = owner < images  # rows after the last image's belong to none
+    owner = owner.clamp(max=images - 1)
     corners, weight = box_rectangles(box_values, image_sizes[owner], height, width)
+    weight = torch.where(owned, weight, 0.0)
     x0, y0, x1, y1 = corners[:, :, None].unbind(1)
     x = torch.arange(width, device=mask.device)
     y = torch.arange(height, device=mask.device)

@@ -79,3 +79,65 @@ def test_cuda_means_the_current_gpu(monkeypatch):
     indexed = fgd.boxes._indexed
     assert indexed(torch.device("cuda")) == torch.device("cuda:3")
     assert indexed(torch.device("cuda:1")) == torch.device("cuda:1") and indexed(torch.device("cpu")).type == "cpu"
+
+
+def _bounding_boxes(corners, form, canvas_size):
+    ops = pytest.importorskip("torchvision.ops")
+    tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+    return tv_tensors.BoundingBoxes(
+        ops.box_convert(corners, "xyxy", form.lower()), format=form, canvas_size=canvas_size
+    )
+
+
+@pytest.mark.parametrize("form", ["XYXY", "XYWH", "CXCYWH"])
+def test_bounding_boxes_are_read_in_their_format(form):
+    corners = torch.tensor([[2.0, 3, 8, 9], [5.0, 5, 12, 14]])
+    boxes = [_bounding_boxes(corners, form, (32, 48)), _bounding_boxes(corners[:1], form, (20, 48))]
+    packed = fgd.pack_boxes(boxes, [(32, 48)] * 2, "cpu")
+    assert type(packed.values) is torch.Tensor
+    torch.testing.assert_close(packed.values, torch.cat([corners, corners[:1]]))
+
+
+def test_bounding_boxes_of_another_frame_are_refused():
+    box = _bounding_boxes(BOX, "XYWH", (32, 48))
+    with pytest.raises(ValueError, match=r"boxes\[0\]: expected a canvas within image_sizes\[0\] = \(16, 48\).*32, 48"):
+        fgd.pack_boxes([box], [(16, 48)], "cpu")
+    box.format = "XYWHR"  # what rotated boxes say
+    with pytest.raises(ValueError, match=r"boxes\[0\]: expected BoundingBoxes in one of the formats XYXY, .* XYWHR"):
+        fgd.pack_boxes([box], [(32, 48)], "cpu")
+
+
+def test_boxes_that_are_fractions_are_refused_when_asked():
+    fractions = [torch.tensor([[0.1, 0.2, 0.6, 1.0]]), torch.zeros(0, 4)]
+    fgd.pack_boxes(fractions, [(32, 48)] * 2, "cpu")
+    with pytest.raises(ValueError, match=r"boxes: expected x1, y1, x2, y2 in pixels.* 0\.\.1"):
+        fgd.pack_boxes(fractions, [(32, 48)] * 2, "cpu", validate=True)
+    fgd.pack_boxes([fractions[0], BOX], [(32, 48)] * 2, "cpu", validate=True)
+    fgd.pack_boxes([fractions[0]], [(1, 1)], "cpu", validate=True)  # a frame in fractions, too
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32, 64, 128])
+def test_frames_whose_shape_is_not_the_maps_are_refused_when_asked(stride):
+    height, width = -(-800 // stride), -(-1344 // stride)
+    s, t = torch.randn(1, 2, height, width), torch.randn(1, 2, height, width)
+    fgd.fgd_loss(s, t, [BOX], [(800, 1344)], validate=True)
+    fgd.fgd_loss(s, t, [BOX], [(1344, 800)])
+    with pytest.raises(ValueError, match=r"image_sizes\[0\]: .*got \(1344, 800\).*swap the two"):
+        fgd.fgd_loss(s, t, [BOX], [(1344, 800)], validate=True)
+    if stride <= 32:
+        with pytest.raises(ValueError, match=r"image_sizes\[0\]: .*got \(500, 1344\).*padded batch"):
+            fgd.fgd_loss(s, t, [BOX], [(500, 1344)], validate=True)
+
+
+def test_capacity_gives_one_shape():
+    packed = fgd.pack_boxes([BOX, BOX[:0], BOX + 4], [(32, 48)] * 3, "cpu", capacity=7)
+    assert packed.values.shape == (7, 4) and packed.offsets.tolist() == [0, 1, 1, 2]
+    without = fgd.pack_boxes([BOX, BOX[:0], BOX + 4], [(32, 48)] * 3, "cpu")
+    s, t = torch.randn(3, 3, 8, 12), torch.randn(3, 3, 8, 12)
+    for backend in ("reference", "auto"):
+        found = fgd.fgd_loss(s, t, packed, None, backend=backend)
+        assert found == fgd.fgd_loss(s, t, without, None, backend=backend)
+    with pytest.raises(ValueError, match="capacity: expected at least the number of boxes, 1, got 0"):
+        fgd.pack_boxes([BOX], [(32, 48)], "cpu", capacity=0)
+    with pytest.raises(TypeError, match=r"capacity: expected an integer or None, got 2\.5"):
+        fgd.pack_boxes([BOX], [(32, 48)], "cpu", capacity=2.5)

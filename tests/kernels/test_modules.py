@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import make_boxes
@@ -187,3 +188,12 @@ def test_parametrised_gc_blocks():
     torch.nn.init.normal_(loss.levels[0].channel_add_conv_s[3].weight)
     sum(loss(student, teacher, boxes, sizes).values()).backward()
     assert (loss.levels[0].conv_mask_s.parametrizations.weight.original1.grad != 0).any()
+
+
+def test_numpy_integers_are_integers():
+    criterion = fgd.FGDLoss(np.int64(16), np.int32(8), num_levels=np.int64(2))
+    assert [tuple(level.align.weight.shape) for level in criterion.levels] == [(8, 16, 1, 1)] * 2
+    assert fgd.FeatureLoss(np.uint8(16), 16, "loss").align is None
+    for wrong in (np.float64(16), True, np.bool_(True), "16"):
+        with pytest.raises(ValueError, match="student_channels: expected an integer >= 1"):
+            fgd.FGDLoss(wrong, 8, num_levels=1)

@@ -1,6 +1,7 @@
 """The operator as PyTorch sees it: opcheck, compile, autocast, derivatives, bad input, odd batches."""
 
 import math
+import random
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,22 @@ def test_compile_without_graph_breaks(backend):
     torch.testing.assert_close(
         compiled(student, teacher, boxes[::-1], sizes), criterion(student, teacher, boxes[::-1], sizes)
     )
+
+
+def test_one_graph_for_all_numbers_of_boxes():
+    """Boxes that are packed outside the graph: their number changes at will."""
+    torch._dynamo.reset()  # graphs of other tests
+    criterion = fgd.FGDLoss(8, 8, num_levels=1)
+    compiled = torch.compile(criterion, fullgraph=True)
+    counts = random.Random(0)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(20):
+            student, teacher = torch.randn(4, 8, 5, 7, requires_grad=True), torch.randn(4, 8, 5, 7)
+            boxes = [torch.rand(n, 2).repeat(1, 2) * 20 for n in counts.choices([0, 1, 2, 3, 5, 9, 20], k=4)]
+            packed = fgd.pack_boxes(boxes, [(40, 56)] * 4, "cpu")
+            losses = compiled([student], [teacher], packed)
+            torch.testing.assert_close(losses, criterion([student], [teacher], packed))
+            sum(losses.values()).backward()
 
 
 @each_backend
