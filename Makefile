@@ -1,10 +1,12 @@
-# make demo · make test · make bench · make lint. Each sets up .venv by itself; a second run reuses it.
+# make demo · make test · make bench · make lint · make docs. Each sets up .venv by itself; a second run reuses it.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(CURDIR)/$(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench lint teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
+SITE := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs
+
+.PHONY: demo test bench lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
 
 help:
 	@grep -E '^# ' Makefile | head -1
@@ -65,6 +67,13 @@ format: $(VENV)/.dependencies
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 	$(RUN)/clang-format -i $(shell find csrc devtools tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# The site: build/site/index.html. docs-serve shows it at http://127.0.0.1:8000 and follows changes.
+docs: $(VENV)/.dependencies
+	$(SITE) build --strict --quiet
+
+docs-serve: $(VENV)/.dependencies
+	$(SITE) serve
 
 clean:
 	rm -rf build dist *.egg-info fgd_kernels/_C*
