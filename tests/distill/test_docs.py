@@ -1,17 +1,15 @@
-"""What the documentation tells readers to run: commands, snippets and links."""
+"""What the documentation tells readers to run: commands and snippets. Links, figures and tables: tests/docs."""
 
 import re
 import shlex
 from pathlib import Path
 
-import pytest
 import torch
 
 import fgd_kernels as fgd
 from fgd_distill.commands import main as cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"(<!-- runnable -->\n)?```(\w+)\n(.*?)```", re.S)
 COMMAND = re.compile(r"^ {4,}(fgd-distill (?:.*\\\n)*.*)$", re.M)
 # The page's commands, made short: a few images, a few steps, no loader processes.
@@ -76,50 +74,28 @@ def test_the_page_on_the_published_code(tmp_path, monkeypatch):
     assert list(names["student"]) == ["neck.weight"]
 
 
-def test_the_example_of_the_readme():
-    """With one convolution for each detector."""
-    content = next(match[3] for match in FENCE.finditer((ROOT / "README.md").read_text()) if match[2] == "python")
-    student, teacher = (torch.nn.Conv2d(3, 256, 3, stride=8, padding=1) for _ in range(2))
-    images = torch.rand(2, 3, 64, 96)
+def test_the_page_on_a_loop_of_ones_own(capsys):
+    names: dict = {}
+    for _, content in steps_of(ROOT / "docs" / "tutorials" / "your-own-loop.md"):
+        exec(compile(content, "your-own-loop.md", "exec"), names)
+    assert set(names["losses"]) == set(fgd.LOSS_NAMES)
+    assert names["student"].stem.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in names["teacher"].parameters())
+    assert "student_features: expected 3 levels (num_levels), got 2" in capsys.readouterr().out
 
-    def pyramid(layer):
-        return lambda batch: [torch.nn.functional.avg_pool2d(layer(batch), 2**n, ceil_mode=True) for n in range(5)]
 
-    names = {
-        "student": student,
-        "student_neck": pyramid(student),
-        "teacher_neck": pyramid(teacher),
-        "images": images,
-        "boxes": [torch.tensor([[8.0, 8.0, 40.0, 50.0]]), torch.zeros(0, 4)],
-        "detector_loss": student(images).square().mean(),
-    }
+def test_the_readme(tmp_path, monkeypatch):
+    """Its ten lines define all that they use; its commands run, in order."""
+    monkeypatch.chdir(tmp_path)
+    readme = ROOT / "README.md"
+    (content,) = (match[3] for match in FENCE.finditer(readme.read_text()) if match[2] == "python")
+    assert len([line for line in content.splitlines() if line]) <= 10
+    names: dict = {}
     exec(compile(content, "README.md", "exec"), names)
     assert set(names["losses"]) == set(fgd.LOSS_NAMES)
-    assert all((p.grad is not None) for p in student.parameters()) and student.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for p in teacher.parameters())
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith(("http://", "https://")):
-            continue
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        assert file.exists(), f"{page.name} links to {target}, which does not exist"
-        if anchor:
-            heads = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
-            assert anchor in [slug(head) for head in heads], f"{page.name} links to {target}: no such heading"
-
-
-def slug(heading):
-    """A heading's anchor as GitHub makes it."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_snippets_are_python(page):
-    for match in FENCE.finditer(page.read_text()):
-        if match[2] == "python":
-            compile(match[3], page.name, "exec")
+    assert all(features.grad.abs().sum() > 0 for features in names["student"])
+    commands = [shlex.split(command, comments=True)[1:] for kind, command in steps_of(readme) if kind == "command"]
+    assert [name for name, *_ in commands] == ["make-digits", "fit"]
+    for name, *options in commands:
+        cli.main([name, *options, *SHORT[name]])
+    assert list((tmp_path / "runs").rglob("*.ckpt"))

@@ -1,0 +1,146 @@
+"""Figures that stand in a page and in a file of results are the same."""
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+CONTENDERS = {
+    "published loop": "published",
+    "reference, eager": "reference",
+    "reference, `torch.compile`": "compiled",
+    "**fgd_kernels**": "ours",
+    "streaming bound": "bound",
+}
+
+
+def rows_of(name):
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(text, first_cells):
+    """The rows of the tables in a Markdown text whose first cell is one of these, as lists of cells."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    return [row for row in rows if row[0] in first_cells]
+
+
+def assert_shown(text, value):
+    """That `text` is `value`, rounded to as many decimals as it has; units and emphasis around it do not count."""
+    number = re.search(r"[\d,]+(\.\d+)?", text)[0]
+    half = 0.5 * 10.0 ** -len(number.partition(".")[2])
+    assert abs(float(number.replace(",", "")) - float(value)) <= half * 1.000001, f"{text} is {value} in the results"
+
+
+def median(rows, contender, dtype="float32", threads=1):
+    (row,) = (
+        row
+        for row in rows
+        if (row["contender"], row["batch"], row["dtype"], row["threads"]) == (contender, "4", dtype, str(threads))
+    )
+    return float(row["median_ms"])
+
+
+def assert_speeds(text, rows):
+    found = table(text, CONTENDERS)
+    assert len(found) >= 3
+    for name, *cells in found:
+        for dtype, (time, ratio) in zip(("float32", "bfloat16"), (cells[:2], cells[2:]), strict=True):
+            value, ours = median(rows, CONTENDERS[name], dtype), median(rows, "ours", dtype)
+            assert_shown(time, value)
+            if ratio:
+                assert_shown(ratio, value / ours)
+
+
+def test_speed():
+    readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "performance.md").read_text()
+    epyc, xeon = rows_of("loss_cpu_epyc.csv"), rows_of("loss_cpu_xeon.csv")
+    before, _, after = page.partition("Intel Xeon (Sapphire Rapids)")
+    assert_speeds(readme, epyc)
+    assert_speeds(before, epyc)
+    assert_speeds(after.partition("**Memory.**")[0], xeon)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "docs/guides/from-the-published-code.md"])
+def test_times_as_fast(page):
+    """Every 'N times as fast' is a machine's, and the first page gives both its ends."""
+    ratios = {
+        f"{median(rows, 'published') / median(rows, 'ours'):.0f}"
+        for rows in (rows_of("loss_cpu_epyc.csv"), rows_of("loss_cpu_xeon.csv"))
+    }
+    text = (ROOT / page).read_text()
+    for found in re.findall(r"(\d+)(?: to (\d+))? times as fast", text):
+        assert set(found) - {""} <= ratios
+    if page == "README.md":
+        milliseconds, seconds = re.search(r"(\d+) ms instead of ([\d.]+) s", text).groups()
+        epyc = rows_of("loss_cpu_epyc.csv")
+        assert_shown(milliseconds, median(epyc, "ours"))
+        assert_shown(seconds, median(epyc, "published") / 1000)
+
+
+def test_threads_and_memory():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    files = {
+        "AMD EPYC, memory given back": "loss_cpu_epyc_threads.csv",
+        "AMD EPYC, memory kept": "loss_cpu_epyc_kept.csv",
+        "Intel Xeon, memory given back": "loss_cpu_xeon_threads.csv",
+        "Intel Xeon, memory kept": "loss_cpu_xeon_kept.csv",
+    }
+    found = table(page, files)
+    assert len(found) == 4
+    for name, one, two, gain in found:
+        times = [median(rows_of(files[name]), "ours", threads=threads) for threads in (1, 2)]
+        assert_shown(one, times[0])
+        assert_shown(two, times[1])
+        assert_shown(gain, times[0] / times[1])
+    peaks = {
+        row["contender"]: row["peak_mib"]
+        for row in rows_of("loss_cpu_xeon_peak.csv")
+        if (row["batch"], row["dtype"]) == ("4", "float32")
+    }
+    for contender, pattern in {
+        "ours": r"takes (\S+) MiB in float32",
+        "published": r"loop\s+takes (\S+) MiB",
+        "compiled": r"reference (\S+) MiB",
+    }.items():
+        assert_shown(re.search(pattern, page)[1], peaks[contender])
+
+
+def test_digits():
+    rows = rows_of("digits_students.csv")
+    mean = {
+        method: statistics.mean(float(row["AP"]) for row in rows if row["method"] == method)
+        for method in dict.fromkeys(row["method"] for row in rows)
+    }
+    text = (ROOT / "README.md").read_text()
+    ((teacher, *students),) = table(text, {f"{mean['teacher']:.1f}"})
+    assert_shown(teacher, mean["teacher"])
+    for shown, method in zip(
+        students, ["alone", "inherited", "FGD", "inherited + FGD", "alone, equal time"], strict=True
+    ):
+        assert_shown(shown, mean[method])
+    losses = [float(row["fgd_loss_share"]) for row in rows if row["fgd_loss_share"]]
+    low, high = re.search(r"the loss (\d+)\s+to (\d+)%", text).groups()
+    assert_shown(low, 100 * min(losses))
+    assert_shown(high, 100 * max(losses))
+
+
+def test_the_gpu_report():
+    report = {
+        (row["kernel"], row["architecture"]): row for row in rows_of("gpu_report.csv") if row["channels"] == "256"
+    }
+    page = (ROOT / "docs" / "cuda.md").read_text()
+    kernels = {f"`{name.removeprefix('fgd_')}`": name for name, _ in report if name.startswith("fgd_")}
+    found = table(page, kernels)
+    assert len(found) == 12
+    for name, instructions, sectors, registers, spills, *_ in found:
+        row = report[kernels[name], "sm_90"]
+        assert_shown(instructions, row["instructions_per_pair"])
+        assert_shown(sectors, row["sectors_over_floor"])
+        assert_shown(spills, row["spills"])
+        for shown, architecture in zip(registers.split("/"), ["sm_80", "sm_90", "sm_100", "sm_120"], strict=True):
+            assert_shown(shown, report[kernels[name], architecture]["registers"])
