@@ -19,7 +19,7 @@ PLACES = {
     "CHANGELOG.md": "changelog.md",
     "CITATION.cff": "CITATION.cff",
     "LICENSE": "LICENSE",
-    "tests/ptx/README.md": "ptx.md",
+    "devtools/ptx/README.md": "ptx.md",
     "bench/results/README.md": "results/index.md",
 }
 PLACES |= {
