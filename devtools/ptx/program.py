@@ -5,13 +5,10 @@ closure is built once per kernel and reads ``batch.r[slot]``. Constants and spec
 (broadcast arrays), which leaves one way to fetch an operand.
 """
 
-import operator
-
-import numpy as np
-
 from . import syntax
 from .flow import lay_out
 from .inline import flatten
+from .instructions import CONTROL, STEPS
 from .ptx_types import PtxType, parse_literal, type_of
 
 
@@ -19,8 +16,6 @@ class Program:
     """Closures, slots and the memory layout of one kernel."""
 
     def __init__(self, module: syntax.Module, function: syntax.Function):
-        from .instructions import CONTROL, STEPS  # not at the top: those modules import this one's helpers
-
         flat = flatten(module, function)
         self.name, self.module = function.name, module
         self.body, self.labels = lay_out(flat.body, flat.labels, flat.tables)
@@ -203,50 +198,3 @@ def _symbols(operand):
     elif isinstance(operand, (syntax.Vector, syntax.Arguments)):
         for item in operand.items:
             yield from _symbols(item)
-
-
-def elementwise(target: int | None, sources: list[int], function):
-    """The step ``target = function(*sources)`` for all active threads.
-
-    Three ways, by how many threads are active: write all lanes, in place where ``function`` is a ufunc; compute all
-    lanes and blend; gather a few lanes, compute, scatter. ``function`` must tolerate the garbage of inactive lanes.
-    """
-    fetch = operator.itemgetter(*sources) if len(sources) > 1 else (lambda r, only=sources[0]: (r[only],))
-    in_place = isinstance(function, np.ufunc)
-    if target is None:
-        return lambda m: None
-
-    def step(m):
-        r, act = m.r, m.act
-        if act.open:
-            if in_place:
-                function(*fetch(r), out=r[target], casting="unsafe")
-            else:
-                r[target][...] = function(*fetch(r))
-        elif act.sparse:
-            ix = act.ix
-            r[target][ix] = function(*[array[ix] for array in fetch(r)])
-        else:
-            blend(r[target], function(*fetch(r)), act.mask)
-
-    return step
-
-
-def blend(target: np.ndarray, value, mask: np.ndarray) -> None:
-    """Write where the mask holds; packed registers have a second axis."""
-    np.copyto(target, value, where=mask if target.ndim == 1 else mask[:, None], casting="unsafe")
-
-
-def read(m, slot: int) -> np.ndarray:
-    """The active threads' values, compact."""
-    return m.act.pick(m.r[slot])
-
-
-def write(m, slot: int | None, values) -> None:
-    """Store one value per active thread."""
-    if slot is None:
-        return
-    if m.act.whole:
-        m.r[slot][...] = values
-    else:
-        m.r[slot][m.act.ix] = values

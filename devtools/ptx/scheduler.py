@@ -85,7 +85,5 @@ class Scheduler:
 
     def retired(self) -> None:
         """Threads ended: barriers count them as arrived from now on."""
-        from .instructions.barriers import recheck
-
-        if self.waiting:
-            recheck(self)
+        for waiting in list(self.waiting):
+            waiting.release(self)

@@ -10,11 +10,12 @@ import numpy as np
 from .. import syntax
 from ..errors import Fault, Misaligned
 from ..memory import gather
-from ..program import read
 from ..ptx_types import parse_literal, type_of
 from ..shared import IN_FLIGHT, WRITTEN
+from ..steps import read
 from ..traffic import sectors
 from .loads_stores import Access, address_reader, shared_wavefronts
+from .mbarrier import arrive, complete_bytes, find, keys_of
 from .registry import instruction
 
 
@@ -33,10 +34,21 @@ def build_copy(program, ins):
         pending = int(parse_literal(ins.operands[0].text, type_of("u32")))
         return lambda m: wait(m, pending)
     if "mbarrier" in parts:
-        from .mbarrier import build_copy_arrival
-
-        return build_copy_arrival(program, ins)
+        return _build_arrival(program, ins)
     return _build_element_copy(program, ins)
+
+
+def _build_arrival(program, ins):
+    """cp.async.mbarrier.arrive.noinc: the thread's copies so far complete, then it arrives."""
+    addresses, noinc = address_reader(program, ins.operands[0], "shared"), "noinc" in ins.parts
+
+    def step(m):
+        wait(m, 0)
+        if noinc:
+            for position, key in enumerate(keys_of(m, addresses(m))):
+                arrive(m, find(m, key, position), "arrive", 1, False, position)
+
+    return step
 
 
 class Flight:
@@ -171,8 +183,6 @@ def _build_bulk(program, ins):
 
 
 def _bulk(m, position, to_shared, to, at, nbytes, mbarrier) -> None:
-    from .mbarrier import complete_bytes
-
     if nbytes % 16 or to % 16 or at % 16:
         raise Fault(Misaligned, "a bulk copy's addresses and size must be multiples of 16", position)
     thread = int(m.act.ix[position])

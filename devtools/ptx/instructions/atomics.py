@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import floats
 from ..memory import SHARED_WINDOW
-from ..program import read, write
 from ..ptx_types import last_type
+from ..steps import read, write
 from ..traffic import sectors
 from .loads_stores import Access, address_reader, shared_wavefronts, vector_items
 from .registry import instruction

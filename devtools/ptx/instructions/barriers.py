@@ -8,8 +8,8 @@ import numpy as np
 
 from .. import syntax
 from ..errors import Fault, WarpSyncError
-from ..program import read
 from ..ptx_types import type_of
+from ..steps import read
 from .branches import split
 from .registry import control
 from .warp import check_membership, lanes_of
@@ -156,12 +156,6 @@ def _give_result(m, act, result, state) -> None:
     slot, operation = result
     votes, arrived = state.votes[act.pick(m.block)], state.arrived[act.pick(m.block)]
     m.r[slot][act.ix] = {"popc": votes, "and": votes == arrived, "or": votes > 0}[operation]
-
-
-def recheck(scheduler) -> None:
-    """Threads have ended: some barrier may be complete now."""
-    for waiting in list(scheduler.waiting):
-        waiting.release(scheduler)
 
 
 def _build_warp_barrier(program, ins, pc):

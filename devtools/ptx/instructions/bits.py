@@ -3,8 +3,8 @@
 import numpy as np
 
 from .. import syntax
-from ..program import elementwise
 from ..ptx_types import last_type, parse_literal, type_of
+from ..steps import elementwise
 from .registry import instruction
 
 U32, U64 = np.uint32, np.uint64

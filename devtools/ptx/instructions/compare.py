@@ -3,8 +3,8 @@
 import numpy as np
 
 from .. import floats, syntax
-from ..program import blend, elementwise
 from ..ptx_types import TYPES, last_type, type_of
+from ..steps import blend, elementwise
 from . import float_math
 from .registry import instruction
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from .. import floats
-from ..program import elementwise
+from ..memory import LOCAL_WINDOW, SHARED_WINDOW
 from ..ptx_types import TYPES, PtxType, require_known, type_of
+from ..steps import elementwise
 from . import float_math
 from .registry import instruction
 
@@ -147,8 +148,6 @@ def _integer_to_integer(result, source, saturate):
 @instruction("cvta")
 def build_cvta(program, ins):
     """Between a state space's own addresses and generic ones."""
-    from ..memory import LOCAL_WINDOW, SHARED_WINDOW
-
     kind = type_of(ins.parts[-1])
     space = next(
         part.split("::")[0]

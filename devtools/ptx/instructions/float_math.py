@@ -7,8 +7,8 @@ few units in the last place that the PTX manual allows. A denormal-flushing .ftz
 import numpy as np
 
 from .. import floats
-from ..program import elementwise
 from ..ptx_types import PtxType, last_type, require_known
+from ..steps import elementwise
 
 MODIFIERS = "rn rz rm rp ftz sat relu approx full NaN xorsign abs"
 

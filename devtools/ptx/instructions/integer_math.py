@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..program import blend, elementwise
 from ..ptx_types import last_type, type_of
+from ..steps import blend, elementwise
 from . import float_math
 from .registry import instruction
 

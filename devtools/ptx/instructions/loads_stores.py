@@ -5,8 +5,8 @@ import numpy as np
 from .. import syntax
 from ..errors import Fault, Misaligned, OutOfBounds
 from ..memory import LOCAL_WINDOW, SHARED_WINDOW, WINDOW, gather, scatter
-from ..program import read, write
 from ..ptx_types import last_type, type_of
+from ..steps import read, write
 from ..traffic import sectors, wavefronts
 from .registry import instruction
 

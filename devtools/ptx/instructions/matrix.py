@@ -7,8 +7,8 @@ matrix, or with .trans the elements at (2(t%4), t/4) and below. Triton uses them
 import numpy as np
 
 from ..errors import Fault, WarpSyncError
-from ..program import read, write
 from ..ptx_types import type_of
+from ..steps import read, write
 from ..traffic import wavefronts
 from .loads_stores import Access, address_reader, vector_items
 from .registry import instruction

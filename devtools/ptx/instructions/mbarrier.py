@@ -8,9 +8,10 @@ return false here, so a program that polls makes progress, and one that can neve
 import numpy as np
 
 from ..errors import Fault, PtxError
-from ..program import read, write
 from ..ptx_types import type_of
 from ..shared import WRITTEN
+from ..steps import read, write
+from ..syntax import Address
 from .branches import split
 from .loads_stores import address_reader
 from .registry import control, instruction
@@ -51,11 +52,11 @@ class Waiting:
             scheduler.waiting.append(Waiting(self.pc, self.act.subset(~done), keys, self.parity[~done], self.target))
 
 
-def _keys(m, address) -> list[tuple[int, int]]:
+def keys_of(m, address) -> list[tuple[int, int]]:
     return list(zip(m.act.pick(m.block).tolist(), address.tolist(), strict=True))
 
 
-def _find(m, key, position: int) -> MBarrier:
+def find(m, key, position: int) -> MBarrier:
     if key not in m.mbarriers:
         raise Fault(PtxError, f"no mbarrier was initialised at shared address {key[1]:#x}", position)
     return m.mbarriers[key]
@@ -63,7 +64,7 @@ def _find(m, key, position: int) -> MBarrier:
 
 def _complete(m, key, parity) -> bool:
     """Whether the phase with this parity is over: the current one has the other parity."""
-    return (_find(m, key, 0).phase & 1) != int(parity)
+    return (find(m, key, 0).phase & 1) != int(parity)
 
 
 def _land(m, key, warp: int) -> None:
@@ -90,7 +91,7 @@ def _advance(m, barrier: MBarrier) -> None:
 
 def complete_bytes(m, block, address, nbytes, place, warp) -> None:
     """A bulk copy's bytes have arrived."""
-    barrier = _find(m, (block, address), 0)
+    barrier = find(m, (block, address), 0)
     barrier.in_flight.append((place, warp))
     barrier.bytes -= nbytes
     _advance(m, barrier)
@@ -113,7 +114,7 @@ def build_mbarrier(program, ins):
         m.shared.bounds(address, 8)
         values = read(m, number).tolist() if number is not None else [1] * m.act.n
         phases = []
-        for position, (key, value) in enumerate(zip(_keys(m, address), values, strict=True)):
+        for position, (key, value) in enumerate(zip(keys_of(m, address), values, strict=True)):
             if action == "init":
                 m.mbarriers[key] = MBarrier(value)
                 place = np.array([key[1] + int(m.shared_base[m.act.ix[position]])])
@@ -121,8 +122,8 @@ def build_mbarrier(program, ins):
             elif action == "inval":
                 m.mbarriers.pop(key, None)
             else:
-                phases.append(_find(m, key, position).phase)
-                _arrive(m, _find(m, key, position), action, value, expects, position)
+                phases.append(find(m, key, position).phase)
+                arrive(m, find(m, key, position), action, value, expects, position)
         if state_slot is not None:
             write(m, state_slot, np.array(phases, np.uint64))
 
@@ -130,12 +131,10 @@ def build_mbarrier(program, ins):
 
 
 def _returns_state(ins) -> bool:
-    from ..syntax import Address
-
     return not isinstance(ins.operands[0], Address)
 
 
-def _arrive(m, barrier, action, value, expects, position) -> None:
+def arrive(m, barrier, action, value, expects, position) -> None:
     if action == "expect_tx":
         barrier.bytes += value
         return
@@ -149,21 +148,6 @@ def _arrive(m, barrier, action, value, expects, position) -> None:
     if barrier.pending < 0:
         raise Fault(PtxError, "more arrivals at an mbarrier than it expects", position)
     _advance(m, barrier)
-
-
-def build_copy_arrival(program, ins):
-    """cp.async.mbarrier.arrive.noinc: the thread's copies so far complete, then it arrives."""
-    from .async_copy import wait
-
-    addresses, noinc = address_reader(program, ins.operands[0], "shared"), "noinc" in ins.parts
-
-    def step(m):
-        wait(m, 0)
-        if noinc:
-            for position, key in enumerate(_keys(m, addresses(m))):
-                _arrive(m, _find(m, key, position), "arrive", 1, False, position)
-
-    return step
 
 
 @control("mbarrier_wait")
@@ -183,7 +167,7 @@ def build_wait(program, ins, pc):
             return
         m.act = chosen
         parity = (read(m, operand) & 1).astype(np.int64)
-        waiting = Waiting(pc, chosen, _keys(m, addresses(m)), parity, target)
+        waiting = Waiting(pc, chosen, keys_of(m, addresses(m)), parity, target)
         scheduler.waiting.append(waiting)
         waiting.release(scheduler)
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from .. import syntax
 from ..memory import LOCAL_WINDOW, SHARED_WINDOW, WINDOW
-from ..program import elementwise, read, write
 from ..ptx_types import last_type, type_of
+from ..steps import elementwise, read, write
 from .registry import instruction
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import syntax
 from ..errors import Fault, WarpSyncError
-from ..program import read, write
 from ..ptx_types import last_type, type_of
+from ..steps import read, write
 from .registry import instruction
 
 FULL = 0xFFFFFFFF
