@@ -68,9 +68,10 @@ format: $(VENV)/.dependencies
 	$(RUN)/ruff format .
 	$(RUN)/clang-format -i $(shell find csrc devtools tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-# The site: build/site/index.html. docs-serve shows it at http://127.0.0.1:8000 and follows changes.
+# The site, build/site/index.html. Warnings are errors; --quiet would hide them from --strict.
+# docs-serve shows it at http://127.0.0.1:8000 and follows changes.
 docs: $(VENV)/.dependencies
-	$(SITE) build --strict --quiet
+	$(SITE) build --strict
 
 docs-serve: $(VENV)/.dependencies
 	$(SITE) serve

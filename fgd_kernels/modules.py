@@ -195,8 +195,8 @@ class FeatureLoss(FGDLevel):
     Args:
         student_channels, teacher_channels: channels of the two feature maps.
         name: the loss's name, kept for logs.
-        temp: T. alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd: the weights; the default is for one-stage detectors
-            with anchors.
+        temp: T of (7) and (8).
+        alpha_fgd, beta_fgd, gamma_fgd, lambda_fgd: the weights; the default is for one-stage detectors with anchors.
         backend: 'auto', or one of `fgd_kernels.backends()`.
     """
 

@@ -1,9 +1,11 @@
 """The pages hang together: links lead somewhere, snippets are Python, lists that repeat the code repeat all of it."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+from docstring_parser import parse
 
 import fgd_distill
 import fgd_kernels
@@ -66,6 +68,21 @@ def test_the_reference_has_every_public_name(package):
     for name in described:
         value = getattr(package, name)
         assert not callable(value) or value.__doc__, f"{package.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "public",
+    [getattr(package, name) for package in (fgd_kernels, fgd_distill) for name in package.__all__],
+    ids=lambda public: getattr(public, "__name__", type(public).__name__),
+)
+def test_docstrings_describe_the_arguments(public):
+    """All of them and no others, where a docstring has a section for them. One entry may describe several."""
+    functions = [public, public.forward] if hasattr(public, "forward") else [public] if callable(public) else []
+    for function in functions:
+        entries = parse(function.__doc__ or "").params
+        described = [name.strip(" `") for entry in entries for name in entry.arg_name.split(",")]
+        taken = set(inspect.signature(function).parameters) - {"self"}
+        assert not described or (len(described) == len(taken) and set(described) == taken)
 
 
 def test_the_table_of_commands():
