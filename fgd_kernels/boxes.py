@@ -96,7 +96,7 @@ def is_integer(value: object) -> bool:
 def doubtful_boxes(packed: PackedBoxes) -> str | None:
     """What makes boxes look as if they were no pixels, or None; reads values, so it waits for a GPU.
 
-    Boxes within 0..1 in all images of a batch cover one pixel each of any map; nobody's annotations do.
+    Boxes within 0..1 in all images of a batch cover one pixel each of any map; no real annotations do.
     """
     values, sizes = packed.values, packed.sizes
     if not len(values) or float(values.max()) > 1 or float(values.max()) <= 0 or float(sizes.min()) <= 4:

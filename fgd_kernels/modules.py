@@ -190,7 +190,7 @@ class FeatureLoss(FGDLevel):
     """One level, with the published class's constructor, forward, state-dict keys and initialisation.
 
     Two things differ from the published class, both at the image's border: boxes are clamped to the image (a box
-    that started outside wrapped around), and the frame of the boxes is the padded batch, if `img_metas` tells it.
+    that started outside wrapped around), and the frame of the boxes is the padded batch, if `img_metas` has it.
 
     Args:
         student_channels, teacher_channels: channels of the two feature maps.

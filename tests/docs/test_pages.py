@@ -51,6 +51,13 @@ def test_snippets_are_python(page):
             compile(content, page.name, "exec")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paragraphs_of_a_list_are_indented_by_four(page):
+    """With less, the site ends the list before them, though code hosts do not."""
+    text = re.sub(r"^ *```.*?```", "", page.read_text(), flags=re.S | re.M)
+    assert not re.findall(r"(?<=\n\n) {1,3}\S.*", text)
+
+
 def test_every_page_is_in_the_list_and_in_the_site():
     listed = {(DOCS / target).resolve() for target in re.findall(r"\]\((\S+\.md)\)", (DOCS / "README.md").read_text())}
     navigation = (ROOT / "mkdocs.yml").read_text()
