@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from ..adapters import adapter_for
 from ..data.coco_folder import open_coco
 from ..data.evaluation import coco_results
+from ..data.image_files import UnreadableImageError, read_image
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import read_checkpoint
 from ..files import atomic_write
@@ -34,11 +34,13 @@ class NamedImage:
     Args:
         image_id: in the results.
         path: of its file.
+        size: (width, height) that the annotations state; None where they state none.
         pixels: float32 (3, H, W) in 0..1; None before it is read, and if it cannot be.
     """
 
     image_id: int
     path: Path
+    size: tuple[int, int] | None = None
     pixels: Tensor | None = None
 
 
@@ -52,12 +54,11 @@ class _Images(Dataset):
     def __getitem__(self, index: int) -> NamedImage:
         image = self.images[index]
         try:
-            with Image.open(image.path) as file:
-                pixels = F.to_dtype(F.pil_to_tensor(file.convert("RGB")), torch.float32, scale=True)
-        except Exception as error:  # PIL raises a dozen types for files that are cut or damaged
-            log.warning("unreadable image, left out: %s: %s", image.path, error)
+            pixels = F.to_dtype(F.pil_to_tensor(read_image(image.path, image.size)), torch.float32, scale=True)
+        except UnreadableImageError as error:
+            log.warning("unreadable image, left out: %s", error)
             pixels = None
-        return NamedImage(image.image_id, image.path, pixels)
+        return NamedImage(image.image_id, image.path, image.size, pixels)
 
 
 def predict(
@@ -139,7 +140,7 @@ def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> nn.Mod
 def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:
     if annotations is not None:
         dataset = open_coco(folder, Path(annotations))
-        return [NamedImage(image_id, folder / dataset.coco.imgs[image_id]["file_name"]) for image_id in dataset.ids]
+        return [NamedImage(image_id, dataset.path_of(image_id), dataset.size_of(image_id)) for image_id in dataset.ids]
     if not folder.is_dir():
         raise FileNotFoundError(f"images: expected a folder, found none at {folder}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

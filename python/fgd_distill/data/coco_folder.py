@@ -4,35 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
 import os
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote
 
 from PIL import Image
-from torchvision.datasets import CocoDetection
+from pycocotools.coco import COCO
+from torchvision.datasets import CocoDetection, VisionDataset
+
+from .coco_json import read_coco_json
+from .image_files import MAX_PIXELS, read_image
 
 log = logging.getLogger("fgd_distill.data")
 
 
-class UnreadableImageError(Exception):
-    """An image file that cannot be decoded."""
-
-
 class CocoImages(CocoDetection):
-    """torchvision's dataset, which tells an image that cannot be read from every other error."""
+    """torchvision's dataset of a content that was read and checked, whose files ``read_image`` decodes.
+
+    Args:
+        images: the folder of the images.
+        content: of a COCO detection json, as ``read_coco_json`` gives it.
+        max_pixels: of an image; larger files are refused before they are decoded.
+    """
+
+    def __init__(self, images: Path, content: dict[str, Any], max_pixels: int = MAX_PIXELS) -> None:
+        VisionDataset.__init__(self, str(images))  # CocoDetection's own reads the json once more, unchecked
+        self.coco = COCO()
+        self.coco.dataset = content
+        self.index()
+        self.ids = sorted(self.coco.imgs)
+        self.max_pixels = max_pixels
+
+    def index(self) -> None:
+        """Makes pycocotools' indices anew."""
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            self.coco.createIndex()
+
+    def path_of(self, image_id: int) -> Path:
+        """The file of an image."""
+        return Path(self.root) / self.coco.imgs[image_id]["file_name"]
+
+    def size_of(self, image_id: int) -> tuple[int, int] | None:
+        """(width, height) in pixels that the json states, or None."""
+        image = self.coco.imgs[image_id]
+        return (image["width"], image["height"]) if {"width", "height"} <= image.keys() else None
 
     def _load_image(self, id: int) -> Image.Image:
-        try:
-            return super()._load_image(id)
-        except Exception as error:  # PIL raises a dozen types for files that are cut or damaged
-            name = self.coco.imgs[id]["file_name"]
-            raise UnreadableImageError(f"{name}: {type(error).__name__}: {error}") from error
+        return read_image(self.path_of(id), self.size_of(id), self.max_pixels, self.coco.imgs[id]["file_name"])
 
 
-def open_coco(images: Path, annotations: Path, masks: bool = False, skip_missing: bool = False) -> CocoImages:
+def open_coco(
+    images: Path, annotations: Path, masks: bool = False, skip_missing: bool = False, max_pixels: int = MAX_PIXELS
+) -> CocoImages:
     """Opens a COCO detection json with its images and checks both.
 
     Args:
@@ -40,40 +67,43 @@ def open_coco(images: Path, annotations: Path, masks: bool = False, skip_missing
         annotations: the json.
         masks: whether instance masks are wanted; annotations without a usable one are then left out, and counted.
         skip_missing: leaves out listed images that are not there, and counts them, instead of refusing.
+        max_pixels: of an image; larger files count as unreadable.
 
     Raises:
         FileNotFoundError: the folder, the json, or images that the json lists are missing.
-        ValueError: the json is not a COCO detection file, lists no images, or has an annotation without four finite
-            box numbers or of an unknown category.
+        ValueError: the json is not a COCO detection file, lists no images or files outside the folder, or has an entry
+            that makes no sense; the message names file and entry.
     """
     if not images.is_dir():
         raise FileNotFoundError(f"expected a folder of images, found none at {images}")
     if not annotations.is_file():
         raise FileNotFoundError(f"expected a COCO annotation file, found none at {annotations}")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            dataset = CocoImages(str(images), str(annotations))
-    # An AssertionError is how pycocotools refuses a list, a KeyError how it meets an image without an id.
-    except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError, TypeError) as error:
-        raise ValueError(f"{annotations}: expected a COCO detection json, could not read it: {error!r}") from error
-    content = dataset.coco.dataset
-    missing = {"images", "annotations", "categories"} - content.keys()
-    if missing:
-        raise ValueError(f"{annotations}: expected a COCO detection json, missing are the keys {sorted(missing)}")
+    content = read_coco_json(annotations)
+    if not content["images"]:
+        raise ValueError(f"{annotations}: expected at least one image, it lists none")
+    _check_inside(content["images"], annotations)
+    dataset = CocoImages(images, content, max_pixels)
     _check_images(dataset, images, annotations, skip_missing)
-    _check_annotations(content, annotations)
+    _warn_of_useless_boxes(content, annotations)
     if masks:
         _keep_masked(dataset, annotations)
     return dataset
 
 
+def _check_inside(listed: list[dict[str, Any]], annotations: Path) -> None:
+    """Files outside the folder are none of a data set's business, whoever wrote it."""
+    for index, image in enumerate(listed):
+        name = image["file_name"]
+        for path in (PurePosixPath(name), PureWindowsPath(name)):
+            if path.is_absolute() or path.drive or path.root or ".." in path.parts:
+                raise ValueError(
+                    f"{annotations}: expected file_name in images[{index}] to lie in the folder of images, got {name!r}"
+                    "; write paths relative to that folder, without .."
+                )
+
+
 def _check_images(dataset: CocoImages, images: Path, annotations: Path, skip_missing: bool) -> None:
     listed = dataset.coco.dataset["images"]
-    if not listed:
-        raise ValueError(f"{annotations}: expected at least one image, it lists none")
-    unnamed = [image for image in listed if "file_name" not in image]
-    if unnamed:
-        raise ValueError(f"{annotations}: expected a file_name of every image, got {unnamed[0]}")
     # One listing a folder instead of one look-up a file: COCO has 118,000 of them, often on a network disk.
     present = {
         parent: set(os.listdir(images / parent)) if (images / parent).is_dir() else set()
@@ -88,50 +118,47 @@ def _check_images(dataset: CocoImages, images: Path, annotations: Path, skip_mis
         return
     names = list(missing.values())
     told = f"{annotations} lists {len(listed)} images, {len(missing)} of them are not in {images}: {names[:3]}"
+    near = [(name, found) for name in names[:3] if (found := _near(images, name)) is not None]
+    if near:
+        told += "; but there is " + ", ".join(f"{found!r} for {name!r}" for name, found in near)
     if not skip_missing or len(missing) == len(listed):
-        raise FileNotFoundError(f"{told} ...; skip_missing leaves such images out")
+        raise FileNotFoundError(f"{told} ...; mend the names, or leave such images out by skip_missing")
     log.warning("%s ...; they are left out", told)
     dataset.ids = [image_id for image_id in dataset.ids if image_id not in missing]
 
 
-def _check_annotations(content: dict[str, Any], path: Path) -> None:
-    """Checks boxes and categories, fills in what other tools leave out, and tells of boxes that cannot be learnt."""
+def _near(images: Path, name: str) -> str | None:
+    """A file that a listed name probably means: other slashes, %20, another form of umlauts, case, or folder."""
+    plain = unquote(name.replace("\\", "/"))
+    for candidate in (plain, os.path.basename(plain)):
+        wanted = _folded(os.path.basename(candidate))
+        folder = images / os.path.dirname(candidate)
+        for present in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            if _folded(present) == wanted:
+                return os.path.join(os.path.dirname(candidate), present)
+    return None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _warn_of_useless_boxes(content: dict[str, Any], path: Path) -> None:
+    """Tells of boxes that cannot be learnt."""
     sizes = {image["id"]: (image.get("width", math.inf), image.get("height", math.inf)) for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
     useless, homeless = [], 0
     for annotation in content["annotations"]:
-        box = annotation.get("bbox")
-        if not _is_box(box):
-            raise ValueError(
-                f"{path}: expected bbox [x, y, width, height] of finite numbers in annotation {annotation.get('id')}, "
-                f"got {box}"
-            )
-        if annotation.get("category_id") not in categories:
-            raise ValueError(
-                f"{path}: annotation {annotation.get('id')} has category_id {annotation.get('category_id')}, which is "
-                "not among the categories"
-            )
-        x, y, width, height = box
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", width * height)
+        x, y, width, height = annotation["bbox"]
         frame = sizes.get(annotation["image_id"])
         if frame is None:
             homeless += 1
         elif min(x + width, frame[0]) - max(x, 0) <= 0 or min(y + height, frame[1]) - max(y, 0) <= 0:
-            useless.append(annotation.get("id"))
+            useless.append(annotation["id"])
     if useless:
-        log.warning("%s: %d boxes are empty or outside their image, left out of training: annotations %s ...",
-                    path, len(useless), useless[:3])  # fmt: skip
+        log.warning("%s: %d boxes are empty or outside their image, left out of training: annotations %s ..., counted "
+                    "from 1", path, len(useless), useless[:3])  # fmt: skip
     if homeless:
         log.warning("%s: %d annotations belong to no listed image", path, homeless)
-
-
-def _is_box(box: object) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in box)
-    )
 
 
 def _keep_masked(dataset: CocoImages, path: Path) -> None:
@@ -144,8 +171,7 @@ def _keep_masked(dataset: CocoImages, path: Path) -> None:
         raise ValueError(f"{path}: expected instance masks, none of {left_out} annotations has a usable segmentation")
     log.warning("%s: %d annotations have no usable segmentation and are left out", path, left_out)
     content["annotations"] = kept
-    with contextlib.redirect_stdout(io.StringIO()):
-        dataset.coco.createIndex()
+    dataset.index()
 
 
 def _is_mask(segmentation: object) -> bool:
@@ -153,7 +179,14 @@ def _is_mask(segmentation: object) -> bool:
     if isinstance(segmentation, dict):
         return {"counts", "size"} <= segmentation.keys()
     return (
-        isinstance(segmentation, list)
-        and bool(segmentation)
-        and all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
+        isinstance(segmentation, list) and bool(segmentation) and all(_is_polygon(polygon) for polygon in segmentation)
+    )
+
+
+def _is_polygon(polygon: object) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in polygon)
     )

@@ -14,7 +14,9 @@ from torchvision import tv_tensors
 from torchvision.datasets import wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-from .coco_folder import UnreadableImageError, open_coco
+from .coco_folder import open_coco
+from .coco_json import check_same_categories
+from .image_files import MAX_PIXELS, UnreadableImageError
 from .resumable_loader import JointBatches, ResumableLoader, derived_seed
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class CocoFolder(Dataset):
         with_masks: whether targets carry instance masks, which Mask R-CNN needs.
         skip_missing: leaves out images that the json lists and the folder lacks, instead of refusing.
         seed: of random transforms.
+        max_pixels: width x height above which an image counts as unreadable, before it is decoded.
 
     Raises:
         FileNotFoundError: the folder, the json, or images that the json lists are missing.
@@ -56,8 +59,9 @@ class CocoFolder(Dataset):
         with_masks: bool = False,
         skip_missing: bool = False,
         seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        dataset = open_coco(Path(images), Path(annotations), with_masks, skip_missing)
+        dataset = open_coco(Path(images), Path(annotations), with_masks, skip_missing, max_pixels)
         self.coco = dataset.coco
         self.with_masks, self.seed = with_masks, seed
         self.unreadable: dict[int, str] = {}
@@ -112,6 +116,10 @@ class CocoFolder(Dataset):
         """The largest category id: detectors need num_classes above it."""
         return max(self.coco.getCatIds(), default=0)
 
+    def uses_category(self, number: int) -> bool:
+        """Whether an annotation is of the category with this id: exports often list one, 0, that none is of."""
+        return any(annotation["category_id"] == number for annotation in self.coco.dataset["annotations"])
+
 
 class CocoDataModule(pl.LightningDataModule):
     """Training and validation data in COCO format.
@@ -128,9 +136,11 @@ class CocoDataModule(pl.LightningDataModule):
         skip_missing: leaves out images that a json lists and the folder lacks, with a warning, instead of refusing.
         seed: of the order of the training images and of their random transforms, on generators of their own: two runs
             that build different modules still see the same batches.
+        max_pixels: width x height above which an image counts as unreadable, before it is decoded.
 
     Raises:
-        ValueError: batch_size or num_workers out of range, or training annotations without an object.
+        ValueError: batch_size or num_workers out of range, training annotations without an object, or categories that
+            differ between training and validation.
     """
 
     def __init__(
@@ -146,6 +156,7 @@ class CocoDataModule(pl.LightningDataModule):
         with_masks: bool = False,
         skip_missing: bool = False,
         seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -155,7 +166,7 @@ class CocoDataModule(pl.LightningDataModule):
         self.val_paths = (base / val_images, base / val_annotations)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train_transforms, self.with_masks = train_transforms, with_masks
-        self.skip_missing, self.seed = skip_missing, seed
+        self.skip_missing, self.seed, self.max_pixels = skip_missing, seed, max_pixels
         self.train_set: CocoFolder | None = None
         self.val_set: CocoFolder | None = None
 
@@ -167,9 +178,12 @@ class CocoDataModule(pl.LightningDataModule):
                 raise ValueError(f"{self.train_paths[1]}: expected objects to learn from, it has no annotations")
         if self.val_set is None:
             self.val_set = self._open(self.val_paths)
+        if self.train_set is not None:
+            train, val = self.train_set.coco.dataset, self.val_set.coco.dataset
+            check_same_categories(train, self.train_paths[1], val, self.val_paths[1])
 
     def _open(self, paths: tuple[Path, Path], transforms: list[nn.Module] | None = None) -> CocoFolder:
-        return CocoFolder(*paths, transforms, self.with_masks, self.skip_missing, self.seed)
+        return CocoFolder(*paths, transforms, self.with_masks, self.skip_missing, self.seed, self.max_pixels)
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader(self.train_set, seed=self.seed, drop_last=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..data.datamodule import CocoFolder
+from ..data.image_files import UnreadableImageError, read_image
 
 Annotated = tuple[Tensor, Tensor, Tensor]  # (3, h, w) float in 0..1, boxes (n, 4) xyxy, labels (n,)
 
@@ -24,10 +24,9 @@ def image_file(path: str | Path) -> Annotated:
     if not Path(path).is_file():
         raise FileNotFoundError(f"image: expected a file, found none at {path}")
     try:
-        with Image.open(path) as image:
-            pixels = pil_to_tensor(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ImportError) as error:  # ImportError: of a decoder that PIL asks for
-        raise ValueError(f"image: expected an image file, could not read {path}: {error}") from error
+        pixels = pil_to_tensor(read_image(path))
+    except UnreadableImageError as error:
+        raise ValueError(f"image: expected an image file, could not read {error}") from error
     return pixels.float() / 255, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 

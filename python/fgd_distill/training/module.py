@@ -232,8 +232,11 @@ def _check_labels(train_set: CocoFolder, detector: nn.Module, num_classes: int) 
     largest = train_set.max_label()
     if largest >= num_classes:
         raise ValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
-    if hasattr(detector, "roi_heads") and 0 in train_set.coco.cats:
-        raise ValueError("category id: expected 1 or more, because this detector's class 0 is the background; got 0")
+    if hasattr(detector, "roi_heads") and 0 in train_set.coco.cats and train_set.uses_category(0):
+        raise ValueError(
+            "category id: expected 1 or more, because this detector's class 0 is the background; got 0 in annotations; "
+            "count labels from 1 by --data.first_label=1 (and num_classes one larger)"
+        )
 
 
 def _check_fits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

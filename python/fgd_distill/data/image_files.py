@@ -1,0 +1,96 @@
+"""An image file as RGB of 8 bits: the one place where files are decoded, in training, prediction and pictures alike."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+log = logging.getLogger("fgd_distill.data")
+MAX_PIXELS = 100_000_000
+ORIENTATION = 0x0112  # the EXIF tag
+_told: set[str] = set()
+
+
+class UnreadableImageError(Exception):
+    """An image file that cannot be decoded, or whose size is not what the annotations say."""
+
+
+def read_image(
+    path: str | Path, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Image.Image:
+    """Decodes an image file.
+
+    EXIF orientation, as cameras write it: with ``size``, the image is turned where that makes its size the stated one;
+    without, or where both ways have that size, it is turned as every viewer turns it.
+
+    16-bit greyscale is scaled by its type's range; an alpha channel is left out.
+
+    Args:
+        path: the file, of any format that Pillow opens.
+        size: (width, height) in pixels that the annotations state; None where they state none.
+        max_pixels: width x height above which a file is refused before it is decoded.
+        name: what messages call it; None for its path.
+
+    Returns:
+        the image in mode RGB.
+
+    Raises:
+        UnreadableImageError: it cannot be decoded, is too large, has another size, or a pixel type without a range.
+    """
+    name = str(path) if name is None else name
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                raise UnreadableImageError(
+                    f"{name}: expected at most {max_pixels} pixels (data.max_pixels), "
+                    f"got {image.width} x {image.height}"
+                )
+            sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+            return _rgb(_oriented(image, name, size), name, sixteen_bit)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # PIL raises a dozen types for files that are cut or damaged
+        raise UnreadableImageError(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _oriented(image: Image.Image, name: str, size: tuple[int, int] | None) -> Image.Image:
+    orientation = image.getexif().get(ORIENTATION, 1)
+    turned_size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    if size is not None and size not in (image.size, turned_size):
+        raise UnreadableImageError(
+            f"{name}: expected {size[0]} x {size[1]} pixels, as the annotations say, got {image.width} x {image.height}"
+            "; the boxes belong to another image or to a resized one"
+        )
+    if orientation not in range(2, 9) or (size is not None and size != turned_size):
+        return image
+    if size is not None and turned_size == image.size and "ambiguous" not in _told:
+        _told.add("ambiguous")
+        log.warning(
+            "%s: EXIF orientation %d and a size that is the same either way; this image, and others like it, are "
+            "turned as viewers turn them, and boxes are taken to count in what a viewer shows",
+            name,
+            orientation,
+        )
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image, name: str, sixteen_bit: bool) -> Image.Image:
+    mode = image.mode
+    if sixteen_bit:  # by the type's range: a file does not say that a camera filled 12 of its 16 bits
+        values = np.asarray(image).astype(np.uint16)
+        return Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8), "L").convert("RGB")
+    if mode in ("I", "F"):
+        raise UnreadableImageError(
+            f"{name}: expected 8 or 16 bits a channel, got Pillow's mode {mode}, 32-bit numbers without a range of "
+            "brightness; save it as 8 or 16 bits"
+        )
+    if mode == "LAB":
+        profiles = (ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"))
+        transform = ImageCms.buildTransform(*profiles, "LAB", "RGB")
+        return transform.apply(image)
+    if mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+    return image.convert("RGB")
