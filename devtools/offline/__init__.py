@@ -6,6 +6,7 @@ host_memory    an interpreter whose addresses are this process's own (for operat
 triton_build   the Triton kernels compiled for any target from the arguments that the launchers pass
 triton_device  their launches executed on the interpreter
 sass           their machine code, with the control words that schedule it
+sass_model     a multiprocessor that plays their tile loops through
 measures       the interpreter's counters in the units of the budgets
 kernel_names   how the kernels' names begin, for profilers and sanitizers
 """
