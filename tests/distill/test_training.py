@@ -8,6 +8,7 @@ import torch
 
 from fgd_distill.commands import main as cli
 from fgd_distill.criterion import FGDConfig, build_criterion
+from fgd_distill.data.labels import CategoryLabels
 from fgd_distill.detectors.by_name import DetectorConfig
 from fgd_distill.digits.detectors import digits_student
 from fgd_distill.distiller import DetectionDistiller
@@ -151,12 +152,12 @@ def test_options_that_would_be_unused(tmp_path):
 
 def test_class_zero_is_the_background_of_two_stage_detectors():
     class Data:
-        coco = type("Coco", (), {"cats": {0: {}, 1: {}}})
+        labels = CategoryLabels([0, 1])
 
         def max_label(self):
             return 1
 
-        def uses_category(self, number):
+        def uses_label(self, label):
             return self.used
 
         used = True

@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageCms
 from torchvision.ops import box_convert
 
-from fgd_distill.commands.predict import _Images, _listed
+from fgd_distill.commands import main as cli
+from fgd_distill.commands.predict import _Images, _listed, predict
 from fgd_distill.data.datamodule import CocoDataModule, CocoFolder
 from fgd_distill.data.evaluation import CocoEvaluator
 from fgd_distill.data.image_files import UnreadableImageError, read_image
@@ -296,3 +297,51 @@ def test_opening_stays_fast(folder):
     data = CocoFolder(*paths)
     assert len(data.coco.anns) == 100_000 and time.perf_counter() - begin < 20
     assert box_convert(data[0][1]["boxes"][:1], "xyxy", "xywh").tolist() == [[0, 1, 9, 9]]
+
+
+# --- categories and labels --------------------------------------------------------------------------------------
+
+
+def test_labels_count_on_from_the_first(folder):
+    categories = [{"id": number, "name": str(number)} for number in (90, 0, 7)]
+    boxes = [_box(1, [0, 0, 9, 9], category_id=number) for number in (0, 7, 90)]
+    paths = folder([_image(1), _image(2)], boxes, categories)
+    for first, expected in ((None, [0, 7, 90]), (0, [0, 1, 2]), (1, [1, 2, 3])):
+        data = CocoFolder(*paths, first_label=first)
+        assert data[0][1]["labels"].tolist() == expected and data.max_label() == expected[-1]
+        assert data[1][1]["labels"].shape == (0,) and data[1][1]["labels"].dtype == torch.int64
+        assert [data.labels.category(label) for label in expected] == [0, 7, 90]
+        assert data.uses_label(0) == (first != 1)
+    assert data.labels.category(0) is None
+    with pytest.raises(ValueError, match="first_label: expected 0, 1 or none, got 2"):
+        CocoDataModule(first_label=2)
+
+
+def test_ids_with_gaps_and_zero_train_validate_and_come_back(digits, fit_args, tmp_path, capsys):
+    """The digits 0..9 under the category ids 0, 10, .. 90: the detector counts from 1, files and results do not."""
+    for split in ("train", "val"):
+        content = json.loads((digits / "annotations" / f"{split}.json").read_text())
+        for entry, key in [(c, "id") for c in content["categories"]] + [
+            (a, "category_id") for a in content["annotations"]
+        ]:
+            entry[key] = 10 * (entry[key] - 1)
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    files = [f"--data.{split}_annotations={tmp_path / split}.json" for split in ("train", "val")]
+    with pytest.raises(ValueError, match="num_classes: expected more than the largest category id, 90, got 11"):
+        cli.run(fit_args(tmp_path / "refused", *files, steps=1))
+    teacher = ["--model.student.name=digits_teacher", "--model.student.weights=package:digits_teacher.pt"]
+    frozen = ["--model.optimizer.init_args.lr=0.0"]
+    plain = cli.run(fit_args(tmp_path / "plain", *teacher, *frozen, steps=1)).trainer.callback_metrics["val/AP"]
+    again = cli.run(fit_args(tmp_path / "run", *files, *teacher, *frozen, "--data.first_label=1", steps=1))
+    assert plain > 30 and again.trainer.callback_metrics["val/AP"] == pytest.approx(float(plain))
+    checkpoint = str(next((tmp_path / "run").rglob("*.ckpt")))
+    arguments = [arg for arg in fit_args(tmp_path / "val", *files, *teacher, steps=1) if "lr_scheduler" not in arg]
+    validated = cli.run(["validate", *arguments[1:], f"--ckpt_path={checkpoint}"]).trainer.callback_metrics["val/AP"]
+    assert float(validated) == pytest.approx(float(plain))
+    output = predict(str(digits / "images/val"), str(tmp_path / "results.json"), checkpoint, num_workers=0)
+    found = {result["category_id"] for result in json.loads(output.read_text())}
+    assert found and found <= set(range(0, 100, 10))
+    with pytest.raises(
+        ValueError, match=r"ckpt_path: expected the labels of the checkpoint, data.first_label=1 .* got Non"
+    ):
+        cli.run(fit_args(tmp_path / "more", f"--ckpt_path={checkpoint}", steps=2))

@@ -19,6 +19,7 @@ from ..adapters import adapter_for
 from ..data.coco_folder import open_coco
 from ..data.evaluation import coco_results
 from ..data.image_files import UnreadableImageError, read_image
+from ..data.labels import CategoryLabels
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import read_checkpoint
 from ..files import atomic_write
@@ -79,7 +80,7 @@ def predict(
         output: the json to write: a list of {image_id, category_id, bbox [x, y, width, height], score}, and with
             Mask R-CNN segmentation; without annotations also file_name.
         checkpoint: of fgd-distill fit; its student detects.
-        detector: instead of a checkpoint: a detector's name, num_classes and weights.
+        detector: instead of a checkpoint: a detector's name, num_classes and weights; category_id is then its label.
         annotations: a COCO json whose images, with their ids, are taken. Without it all images of the folder are; their
             ids are the numbers that they are named by, or else 1, 2, ... in the order of the names.
         score_threshold: detections below are left out.
@@ -94,7 +95,7 @@ def predict(
         FileNotFoundError: the folder, checkpoint or annotations are missing.
         ValueError: there are no images, or not one of checkpoint and detector with weights.
     """
-    model = _detector(checkpoint, detector)
+    model, labels = _detector(checkpoint, detector)
     listed = _listed(Path(images), annotations)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,7 +106,7 @@ def predict(
             unread += 1
             continue
         kept = prediction["scores"] >= score_threshold
-        found = coco_results(image.image_id, {name: value[kept] for name, value in prediction.items()})
+        found = coco_results(image.image_id, {name: value[kept] for name, value in prediction.items()}, labels)
         results += found if annotations else [{**result, "file_name": image.path.name} for result in found]
     atomic_write(output, lambda temporary: temporary.write_text(json.dumps(results)))
     skipped = f"; {unread} images could not be read" if unread else ""
@@ -123,18 +124,18 @@ def _predictions(model: nn.Module, batches: Any, device: str) -> Iterator[tuple[
         yield from ((image, None) for image in batch if image.pixels is None)
 
 
-def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> nn.Module:
+def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> tuple[nn.Module, CategoryLabels | None]:
     if (checkpoint is None) == (detector is None):
         got = "neither" if checkpoint is None else "both"
         raise ValueError(f"checkpoint: expected either it or a detector with weights, got {got}")
     if detector is not None:
         if detector.weights is None:
             raise ValueError("detector.weights: expected a file with trained weights, got None: it would see noise")
-        return build_detector(detector)
-    config, student = read_checkpoint(str(checkpoint))
+        return build_detector(detector), None
+    config, student, labels = read_checkpoint(str(checkpoint))
     model = build_detector(config)
     model.load_state_dict(student)
-    return model
+    return model, labels
 
 
 def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:

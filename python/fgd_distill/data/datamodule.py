@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from .coco_folder import open_coco
 from .coco_json import check_same_categories
 from .image_files import MAX_PIXELS, UnreadableImageError
+from .labels import CategoryLabels
 from .resumable_loader import JointBatches, ResumableLoader, derived_seed
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,10 @@ class CocoFolder(Dataset):
     """Images and targets of one COCO split.
 
     An item is a float32 image (3, H, W) in 0..1 and a dict: ``boxes`` float32 (n, 4) xyxy in pixels, ``labels`` int64
-    (n,) equal to the category ids, ``image_id`` int, and with ``with_masks`` also ``masks`` uint8 (n, H, W). Images
-    without boxes are kept, with n = 0. Crowd regions are left out of training, as torchvision's recipes do; boxes
-    that are cut to nothing by the image's edge or by a transform are dropped. In the place of an image that cannot be
-    read comes the next one that can; it is logged and counted in ``unreadable``.
+    (n,) as ``self.labels`` counts the categories, ``image_id`` int, and with ``with_masks`` also ``masks`` uint8
+    (n, H, W). Images without boxes are kept, with n = 0. Crowd regions are left out of training, as torchvision's
+    recipes do; boxes that are cut to nothing by the image's edge or by a transform are dropped. In the place of an
+    image that cannot be read comes the next one that can; it is logged and counted in ``unreadable``.
 
     An index may be a pair (epoch, index): random transforms then draw from a generator of seed, epoch and index, so
     that an image changes from epoch to epoch, but not with the number of workers or processes.
@@ -45,6 +46,7 @@ class CocoFolder(Dataset):
         skip_missing: leaves out images that the json lists and the folder lacks, instead of refusing.
         seed: of random transforms.
         max_pixels: width x height above which an image counts as unreadable, before it is decoded.
+        first_label: labels count from it on; None: they are the category ids (see ``CategoryLabels``).
 
     Raises:
         FileNotFoundError: the folder, the json, or images that the json lists are missing.
@@ -60,9 +62,11 @@ class CocoFolder(Dataset):
         skip_missing: bool = False,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
+        first_label: int | None = None,
     ) -> None:
         dataset = open_coco(Path(images), Path(annotations), with_masks, skip_missing, max_pixels)
         self.coco = dataset.coco
+        self.labels = CategoryLabels(self.coco.getCatIds(), first_label)
         self.with_masks, self.seed = with_masks, seed
         self.unreadable: dict[int, str] = {}
         """By index, what is wrong with images that could not be read so far, in this process."""
@@ -86,6 +90,7 @@ class CocoFolder(Dataset):
         epoch, index = item if isinstance(item, tuple) else (0, item)
         image, target = self._readable(index)
         target = _without_crowds(target, image.size, self.with_masks)
+        target["labels"] = self.labels.of(target["labels"])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(self.seed, epoch, index))
             return self.transforms(image, target)
@@ -113,12 +118,13 @@ class CocoFolder(Dataset):
         return any(not torch.equal(self[0, index][0], self[1, index][0]) for index in range(min(images, len(self))))
 
     def max_label(self) -> int:
-        """The largest category id: detectors need num_classes above it."""
-        return max(self.coco.getCatIds(), default=0)
+        """The largest label: detectors need num_classes above it."""
+        return self.labels.largest()
 
-    def uses_category(self, number: int) -> bool:
-        """Whether an annotation is of the category with this id: exports often list one, 0, that none is of."""
-        return any(annotation["category_id"] == number for annotation in self.coco.dataset["annotations"])
+    def uses_label(self, label: int) -> bool:
+        """Whether an annotation has this label: exports often list a category 0 that no annotation is of."""
+        used = {annotation["category_id"] for annotation in self.coco.dataset["annotations"]}
+        return label in self.labels.of(torch.tensor(sorted(used)))
 
 
 class CocoDataModule(pl.LightningDataModule):
@@ -137,6 +143,10 @@ class CocoDataModule(pl.LightningDataModule):
         seed: of the order of the training images and of their random transforms, on generators of their own: two runs
             that build different modules still see the same batches.
         max_pixels: width x height above which an image counts as unreadable, before it is decoded.
+        first_label: labels count on from it in the order of the category ids, without gaps: 0 for an official 80-class
+            YOLO, RT-DETR or MMDetection model on COCO, 1 for a torchvision detector without unused classes. Checkpoints
+            keep it, and detections come back as category ids. None: labels are the category ids, as torchvision's own
+            weights count them.
 
     Raises:
         ValueError: batch_size or num_workers out of range, training annotations without an object, or categories that
@@ -157,16 +167,20 @@ class CocoDataModule(pl.LightningDataModule):
         skip_missing: bool = False,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
+        first_label: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+        if first_label not in (None, 0, 1):
+            raise ValueError(f"first_label: expected 0, 1 or none, got {first_label}")
         base = Path(root)
         self.train_paths = (base / train_images, base / train_annotations)
         self.val_paths = (base / val_images, base / val_annotations)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train_transforms, self.with_masks = train_transforms, with_masks
         self.skip_missing, self.seed, self.max_pixels = skip_missing, seed, max_pixels
+        self.first_label = first_label
         self.train_set: CocoFolder | None = None
         self.val_set: CocoFolder | None = None
 
@@ -181,9 +195,12 @@ class CocoDataModule(pl.LightningDataModule):
         if self.train_set is not None:
             train, val = self.train_set.coco.dataset, self.val_set.coco.dataset
             check_same_categories(train, self.train_paths[1], val, self.val_paths[1])
+            self.val_set.labels = self.train_set.labels  # the detector's, also where a file lists fewer categories
 
     def _open(self, paths: tuple[Path, Path], transforms: list[nn.Module] | None = None) -> CocoFolder:
-        return CocoFolder(*paths, transforms, self.with_masks, self.skip_missing, self.seed, self.max_pixels)
+        return CocoFolder(
+            *paths, transforms, self.with_masks, self.skip_missing, self.seed, self.max_pixels, self.first_label
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader(self.train_set, seed=self.seed, drop_last=True)

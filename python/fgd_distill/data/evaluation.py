@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from ..processes import gather
+from .labels import CategoryLabels
 
 # In the order of COCOeval.stats: average precision over IoU 0.50:0.95, at 0.50, at 0.75, by object area (small below
 # 32 x 32 pixels, large above 96 x 96), then average recall with 1, 10 and 100 detections an image and by object area.
@@ -42,10 +43,11 @@ class CocoEvaluator:
     Args:
         ground_truth: the annotations, as ``CocoFolder.coco`` holds them.
         masks: whether to compute the metrics of instance masks, too; predictions then need ``masks``.
+        labels: what the predictions' labels stand for; None: they are category ids.
     """
 
-    def __init__(self, ground_truth: COCO, masks: bool = False) -> None:
-        self.ground_truth, self.masks = ground_truth, masks
+    def __init__(self, ground_truth: COCO, masks: bool = False, labels: CategoryLabels | None = None) -> None:
+        self.ground_truth, self.masks, self.labels = ground_truth, masks, labels
         self.reset()
 
     def reset(self) -> None:
@@ -57,7 +59,7 @@ class CocoEvaluator:
 
         Args:
             predictions: one mapping an image: ``boxes`` (k, 4) xyxy in pixels of the image as stored on disk,
-                ``scores`` (k,), ``labels`` (k,) category ids; with masks also ``masks`` (k, 1, H, W), probabilities.
+                ``scores`` (k,), ``labels`` (k,); with masks also ``masks`` (k, 1, H, W), probabilities.
             image_ids: the images' COCO ids.
 
         Raises:
@@ -71,7 +73,7 @@ class CocoEvaluator:
             if self.masks and "masks" not in prediction:
                 raise ValueError(f"predictions: expected masks for the metrics of masks, got {sorted(prediction)}")
             # By id: a distributed sampler repeats images to fill the last batch, which must not count twice.
-            self._results[int(image_id)] = coco_results(int(image_id), prediction)
+            self._results[int(image_id)] = coco_results(int(image_id), prediction, self.labels)
 
     def compute(self) -> dict[str, float]:
         """The metrics named in ``METRICS``, and with masks in ``MASK_METRICS``, over the images seen, in percent.
@@ -100,17 +102,30 @@ class CocoEvaluator:
         return [float("nan") if value < 0 else 100 * float(value) for value in evaluation.stats]
 
 
-def coco_results(image_id: int, prediction: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """One image's detections in COCO's result format: xywh boxes, and the run lengths of masks if there are any."""
+def coco_results(
+    image_id: int, prediction: Mapping[str, Tensor], labels: CategoryLabels | None = None
+) -> list[dict[str, Any]]:
+    """One image's detections in COCO's result format: xywh boxes, and the run lengths of masks if there are any.
+
+    Args:
+        image_id: the image's COCO id.
+        prediction: as for ``CocoEvaluator.update``.
+        labels: what labels stand for; None: they are category ids.
+
+    Returns:
+        one dict a detection; those whose label stands for no category are left out.
+    """
+    labels = CategoryLabels([]) if labels is None else labels
     boxes = box_convert(prediction["boxes"].detach().float().cpu(), "xyxy", "xywh").tolist()
-    rows = zip(boxes, prediction["scores"].tolist(), prediction["labels"].tolist(), strict=True)
+    found = [labels.category(int(label)) for label in prediction["labels"].tolist()]
+    rows = zip(boxes, prediction["scores"].tolist(), found, strict=True)
     results: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": int(label), "bbox": box, "score": score} for box, score, label in rows
+        {"image_id": image_id, "category_id": category, "bbox": box, "score": score} for box, score, category in rows
     ]
     if "masks" in prediction:
         for result, mask in zip(results, prediction["masks"], strict=True):
             result["segmentation"] = _encode(mask[0] > MASK_THRESHOLD)
-    return results
+    return [result for result in results if result["category_id"] is not None]
 
 
 def _encode(mask: Tensor) -> dict[str, Any]:

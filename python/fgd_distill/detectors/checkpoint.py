@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..data.labels import CategoryLabels
 from ..files import atomic_write
 from .by_name import DetectorConfig, build_detector
 from .weights import load_weights
@@ -41,8 +42,16 @@ def student_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return {inner.replace(COMPILED_PREFIX, ""): state[name] for name, (_, inner) in found.items()}
 
 
-def read_checkpoint(checkpoint: str | Path) -> tuple[DetectorConfig, dict[str, Tensor]]:
-    """The student of a checkpoint of ``fgd-distill fit``: how it is built, without weights, and its state dict.
+class StoredStudent(NamedTuple):
+    """The student of a checkpoint: how it is built, without weights, its state dict, and what its labels stand for."""
+
+    config: DetectorConfig
+    state: dict[str, Tensor]
+    labels: CategoryLabels
+
+
+def read_checkpoint(checkpoint: str | Path) -> StoredStudent:
+    """The student of a checkpoint of ``fgd-distill fit``.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -58,7 +67,8 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[DetectorConfig, dict[str, T
     if not isinstance(content, Mapping) or "detector" not in content:
         got = f"the keys {sorted(content)[:8]}" if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{expected}, got {got}")
-    return DetectorConfig(**content["detector"]), student_state_dict(content)
+    labels = CategoryLabels.from_state(content.get("labels"))
+    return StoredStudent(DetectorConfig(**content["detector"]), student_state_dict(content), labels)
 
 
 def export_student(checkpoint: str, output: str, dtype: Literal["float32", "float16"] = "float32") -> None:
@@ -75,7 +85,7 @@ def export_student(checkpoint: str, output: str, dtype: Literal["float32", "floa
         FileNotFoundError: there is no such checkpoint.
         ValueError: it was not written by ``fgd-distill fit``.
     """
-    config, student = read_checkpoint(checkpoint)
+    config, student, _ = read_checkpoint(checkpoint)
     stored = getattr(torch, dtype)
     state = {name: value.to(stored) if value.is_floating_point() else value for name, value in student.items()}
 

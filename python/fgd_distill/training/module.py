@@ -21,6 +21,7 @@ from ..adapters import adapter_for
 from ..criterion import FGDConfig, build_criterion
 from ..data.datamodule import Batch, CocoFolder
 from ..data.evaluation import CocoEvaluator
+from ..data.labels import CategoryLabels
 from ..data.resumable_loader import JointBatches, derived_seed
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import student_state_dict
@@ -185,7 +186,8 @@ class DetectionModule(pl.LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluator = CocoEvaluator(self._data("val_set").coco, self._data("val_set").with_masks)
+        data = self._data("val_set")
+        self.evaluator = CocoEvaluator(data.coco, data.with_masks, data.labels)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
@@ -200,9 +202,11 @@ class DetectionModule(pl.LightningModule):
         # export-student rebuilds the detector from this. Its own weights are in the checkpoint, not in a file.
         checkpoint["detector"] = asdict(self.student_config) | {"weights": None, "backbone_weights": None}
         checkpoint["seed"] = self.seed
+        checkpoint["labels"] = self._data("val_set").labels.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seed = checkpoint.get("seed", self.seed)
+        self._check_stored_labels(checkpoint.get("labels"))
         own = self.state_dict()
         if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
             # Only the student is evaluated, so a checkpoint of one trained in another way will do.
@@ -211,6 +215,22 @@ class DetectionModule(pl.LightningModule):
             rest = {name: value for name, value in own.items() if not name.startswith(prefix)}
             checkpoint["state_dict"] = rest | student
         _check_fits(own, checkpoint["state_dict"])
+
+    def _check_stored_labels(self, stored: dict[str, Any] | None) -> None:
+        """A training goes on with the labels that it had; an evaluation takes them from the checkpoint."""
+        if stored is None or self._trainer is None:
+            return
+        dataset = self._data("val_set")
+        if self._trainer.state.fn != TrainerFn.FITTING:
+            dataset.labels = CategoryLabels.from_state(stored)
+        elif stored["first_label"] != dataset.labels.first_label or (
+            stored["first_label"] is not None and stored != dataset.labels.state()
+        ):
+            raise ValueError(
+                f"ckpt_path: expected the labels of the checkpoint, data.first_label={stored['first_label']} for the "
+                f"categories {stored['categories'][:8]} ..., got {dataset.labels.first_label} for "
+                f"{dataset.labels.categories[:8]} ..."
+            )
 
 
 def _check_teacher(teacher: DetectorConfig | None, inherit: bool, fgd: FGDConfig | None) -> None:
@@ -230,12 +250,17 @@ def _check_unused(fgd: FGDConfig | None, **options: object) -> None:
 
 def _check_labels(train_set: CocoFolder, detector: nn.Module, num_classes: int) -> None:
     largest = train_set.max_label()
+    if train_set.labels.first_label is not None and num_classes != largest + 1:
+        raise ValueError(
+            f"num_classes: expected {largest + 1}, one more than the largest label that data.first_label="
+            f"{train_set.labels.first_label} gives {len(train_set.labels.categories)} categories, got {num_classes}"
+        )
     if largest >= num_classes:
         raise ValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
-    if hasattr(detector, "roi_heads") and 0 in train_set.coco.cats and train_set.uses_category(0):
+    if hasattr(detector, "roi_heads") and train_set.uses_label(0):
         raise ValueError(
             "category id: expected 1 or more, because this detector's class 0 is the background; got 0 in annotations; "
-            "count labels from 1 by --data.first_label=1 (and num_classes one larger)"
+            "count labels from 1 by --data.first_label=1, with num_classes the number of categories plus one"
         )
 
 
