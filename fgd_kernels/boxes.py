@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import FGDTypeError, FGDValueError
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -59,7 +61,7 @@ def pack_boxes(
     """
     device = _indexed(torch.device(device))
     if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
-        raise TypeError(f"boxes: expected a list of tensors (n_i, 4), one an image, got {type(boxes).__name__}")
+        raise FGDTypeError(f"boxes: expected a list of tensors (n_i, 4), one an image, got {type(boxes).__name__}")
     sizes = _pack_sizes(image_sizes, len(boxes), device, validate)
     for index, box in enumerate(boxes):
         _check_box_tensor(box, index, device)
@@ -71,7 +73,7 @@ def pack_boxes(
         _check_values(values, ends)
     packed = PackedBoxes(_padded(values, capacity), offsets, sizes)
     if validate and (doubt := doubtful_boxes(packed)):
-        raise ValueError(doubt)
+        raise FGDValueError(doubt)
     return packed
 
 
@@ -82,9 +84,9 @@ def _padded(values: Tensor, capacity: int | None) -> Tensor:
             torch._dynamo.maybe_mark_dynamic(values, 0)
         return values
     if not is_integer(capacity):
-        raise TypeError(f"capacity: expected an integer or None, got {capacity!r}")
+        raise FGDTypeError(f"capacity: expected an integer or None, got {capacity!r}")
     if len(values) > capacity:
-        raise ValueError(f"capacity: expected at least the number of boxes, {len(values)}, got {capacity}")
+        raise FGDValueError(f"capacity: expected at least the number of boxes, {len(values)}, got {capacity}")
     return torch.nn.functional.pad(values, (0, 0, 0, int(capacity) - len(values)))
 
 
@@ -151,7 +153,7 @@ def check_packed(packed: PackedBoxes, images: int, device: torch.device) -> None
     dtypes = {"values": torch.float32, "offsets": torch.int32, "sizes": torch.float32}
     for name, tensor in packed._asdict().items():
         if tuple(tensor.shape) != expected[name] or tensor.dtype != dtypes[name] or tensor.device != device:
-            raise ValueError(
+            raise FGDValueError(
                 f"boxes.{name}: expected {dtypes[name]} {expected[name]} on {device}, "
                 f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
             )
@@ -169,7 +171,7 @@ def _pack_sizes(image_sizes: Sequence[Sequence[float]] | Tensor, images: int, de
             or image_sizes.dtype == torch.bool
             or image_sizes.is_meta != (device.type == "meta")
         ):
-            raise TypeError(
+            raise FGDTypeError(
                 f"image_sizes: expected a tensor of numbers, got {image_sizes.dtype} on {image_sizes.device}"
             )
         sizes = image_sizes.detach().to(device, torch.float32)
@@ -179,7 +181,7 @@ def _pack_sizes(image_sizes: Sequence[Sequence[float]] | Tensor, images: int, de
             _check_sizes(rows)
         sizes = torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 2).to(device, non_blocking=True)
     if tuple(sizes.shape) != (images, 2):
-        raise ValueError(
+        raise FGDValueError(
             f"image_sizes: expected one (height, width) for each of {images} images in boxes, "
             f"got shape {tuple(sizes.shape)}"
         )
@@ -192,31 +194,31 @@ def _size_rows(image_sizes: Sequence[Sequence[float]]) -> list[list[float]]:
     try:
         rows = [[float(number) for number in size] for size in image_sizes]
     except (TypeError, ValueError):
-        raise TypeError(f"image_sizes: expected one (height, width) an image, got {image_sizes!r}") from None
+        raise FGDTypeError(f"image_sizes: expected one (height, width) an image, got {image_sizes!r}") from None
     if any(len(row) != 2 for row in rows):
-        raise ValueError(f"image_sizes: expected (height, width) for every image, got {list(image_sizes)}")
+        raise FGDValueError(f"image_sizes: expected (height, width) for every image, got {list(image_sizes)}")
     return rows
 
 
 def _check_sizes(rows: list[list[float]]) -> None:
     for index, (height, width) in enumerate(rows):
         if not (0 < height < float("inf") and 0 < width < float("inf")):
-            raise ValueError(
+            raise FGDValueError(
                 f"image_sizes[{index}]: expected a positive, finite (height, width), got ({height}, {width})"
             )
 
 
 def _check_box_tensor(box: Tensor, index: int, device: torch.device) -> None:
     if not isinstance(box, Tensor):
-        raise TypeError(f"boxes[{index}]: expected a tensor (n, 4), got {type(box).__name__}")
+        raise FGDTypeError(f"boxes[{index}]: expected a tensor (n, 4), got {type(box).__name__}")
     if box.dtype not in _FLOATS:
-        raise TypeError(f"boxes[{index}]: expected a floating-point tensor, got {box.dtype}")
+        raise FGDTypeError(f"boxes[{index}]: expected a floating-point tensor, got {box.dtype}")
     if box.layout != torch.strided or box.is_nested:
-        raise TypeError(f"boxes[{index}]: expected a dense tensor (n, 4), got {box.layout}, nested: {box.is_nested}")
+        raise FGDTypeError(f"boxes[{index}]: expected a dense tensor (n, 4), got {box.layout}, nested: {box.is_nested}")
     if box.ndim != 2 or box.shape[1] != 4:
-        raise ValueError(f"boxes[{index}]: expected shape (n, 4), got {tuple(box.shape)}")
+        raise FGDValueError(f"boxes[{index}]: expected shape (n, 4), got {tuple(box.shape)}")
     if box.device != device:
-        raise ValueError(f"boxes[{index}]: expected device {device}, as the features, got {box.device}")
+        raise FGDValueError(f"boxes[{index}]: expected device {device}, as the features, got {box.device}")
 
 
 def _corners(box: Tensor, index: int, sizes: Tensor) -> Tensor:
@@ -227,10 +229,10 @@ def _corners(box: Tensor, index: int, sizes: Tensor) -> Tensor:
     convert = _FORMATS.get(getattr(form, "value", form))
     if convert is None:
         known = ", ".join(_FORMATS)
-        raise ValueError(f"boxes[{index}]: expected BoundingBoxes in one of the formats {known}, got {form}")
+        raise FGDValueError(f"boxes[{index}]: expected BoundingBoxes in one of the formats {known}, got {form}")
     canvas, frame = box.canvas_size, sizes[index]  # type: ignore[attr-defined]
     if _readable(frame) and (canvas[0] > frame[0] or canvas[1] > frame[1]):
-        raise ValueError(
+        raise FGDValueError(
             f"boxes[{index}]: expected a canvas within image_sizes[{index}] = ({frame[0]:g}, {frame[1]:g}), the frame "
             f"that the feature maps cover, got canvas_size {tuple(canvas)}; resize the boxes with their image"
         )
@@ -259,6 +261,6 @@ def _check_values(values: Tensor, ends: list[int]) -> None:
     if not bool(good.all()):
         row = int((~good).nonzero()[0])
         image = bisect.bisect_right(ends, row) - 1
-        raise ValueError(
+        raise FGDValueError(
             f"boxes[{image}][{row - ends[image]}]: expected finite x1 <= x2 and y1 <= y2, got {values[row].tolist()}"
         )

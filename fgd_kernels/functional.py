@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import ops
 from .boxes import PackedBoxes, check_packed, doubtful_frame, pack_boxes
+from .errors import FGDTypeError, FGDValueError
 from .reference import GC_BLOCK_SIZE
 
 LOSS_NAMES = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
@@ -72,7 +73,7 @@ def fgd_loss(
     first = students[0]
     packed = _pack(boxes, image_sizes, first, validate)
     if validate and (doubt := doubtful_frame(packed.sizes, [s.shape[2:] for s in students])):
-        raise ValueError(doubt)
+        raise FGDValueError(doubt)
     if not split:
         packed = packed._replace(values=packed.values[:0], offsets=torch.zeros_like(packed.offsets))
     _check_gc_block(gc_block, teachers)
@@ -111,16 +112,16 @@ def check_settings(*, alpha, beta, gamma, lambda_, temperature, attention, level
         _check_weight(name, value)
     _check_number("temperature", temperature, "> 0")
     if not temperature > 0:
-        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+        raise FGDValueError(f"temperature: expected a number > 0, got {temperature}")
     if attention not in ATTENTIONS:
-        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
+        raise FGDValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
     if level_weights is None or (isinstance(level_weights, str) and level_weights == "inverse_area"):
         return
     if isinstance(level_weights, str) or not isinstance(level_weights, Sequence):
         kind = ValueError if isinstance(level_weights, str) else TypeError
         raise kind(f"level_weights: expected numbers, 'inverse_area' or None, got {level_weights!r}")
     if len(level_weights) != levels:
-        raise ValueError(f"level_weights: expected {levels} numbers, one a level, got {len(level_weights)}")
+        raise FGDValueError(f"level_weights: expected {levels} numbers, one a level, got {len(level_weights)}")
     for level, value in enumerate(level_weights):
         _check_weight(f"level_weights[{level}]", value)
 
@@ -128,97 +129,99 @@ def check_settings(*, alpha, beta, gamma, lambda_, temperature, attention, level
 def _check_weight(name: str, value) -> None:
     _check_number(name, value, ">= 0")
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        raise FGDValueError(f"{name}: expected a finite number >= 0, got {value}")
 
 
 def _check_number(name: str, value, range_: str) -> None:
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise TypeError(f"{name}: expected a number {range_}, got {value!r} of type {type(value).__name__}")
+        raise FGDTypeError(f"{name}: expected a number {range_}, got {value!r} of type {type(value).__name__}")
 
 
 def _as_levels(features: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     if isinstance(features, Tensor):
         return [features]
     if isinstance(features, Mapping) or not isinstance(features, Sequence):
-        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {type(features).__name__}")
+        raise FGDTypeError(f"{name}: expected a tensor or a list of tensors, got {type(features).__name__}")
     if not features:
-        raise ValueError(f"{name}: expected at least one level, got none")
+        raise FGDValueError(f"{name}: expected at least one level, got none")
     return list(features)
 
 
 def _check_features(students: list[Tensor], teachers: list[Tensor]) -> None:
     if len(students) != len(teachers):
-        raise ValueError(f"teacher: expected {len(students)} levels, as the student has, got {len(teachers)}")
+        raise FGDValueError(f"teacher: expected {len(students)} levels, as the student has, got {len(teachers)}")
     for name, levels in (("student", students), ("teacher", teachers)):
         for level, features in enumerate(levels):
             _check_level(features, f"{name}[{level}]", levels[0], students[0])
     for level, (s, t) in enumerate(zip(students, teachers, strict=True)):
         if s.shape != t.shape:
-            raise ValueError(
+            raise FGDValueError(
                 f"teacher[{level}]: expected the student's shape {tuple(s.shape)}, got {tuple(t.shape)} "
                 "(align the channels, resize the maps)"
             )
         if t.requires_grad:
-            raise ValueError(f"teacher[{level}]: expected no gradient, got requires_grad=True; detach() it")
+            raise FGDValueError(f"teacher[{level}]: expected no gradient, got requires_grad=True; detach() it")
 
 
 def _check_level(features: Tensor, name: str, first: Tensor, student: Tensor) -> None:
     if not isinstance(features, Tensor):
-        raise TypeError(f"{name}: expected a tensor (N, C, H, W), got {type(features).__name__}")
+        raise FGDTypeError(f"{name}: expected a tensor (N, C, H, W), got {type(features).__name__}")
     if features.dtype not in _DTYPES:
-        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {features.dtype}")
+        raise FGDTypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {features.dtype}")
     if features.dtype != first.dtype:
-        raise TypeError(f"{name}: expected one dtype for all levels, {first.dtype}, got {features.dtype}")
+        raise FGDTypeError(f"{name}: expected one dtype for all levels, {first.dtype}, got {features.dtype}")
     if features.layout != torch.strided or features.is_nested:
-        raise TypeError(f"{name}: expected a dense tensor, got {features.layout}, nested: {features.is_nested}")
+        raise FGDTypeError(f"{name}: expected a dense tensor, got {features.layout}, nested: {features.is_nested}")
     if features.ndim != 4:
-        raise ValueError(f"{name}: expected shape (N, C, H, W), got {tuple(features.shape)}")
+        raise FGDValueError(f"{name}: expected shape (N, C, H, W), got {tuple(features.shape)}")
     n, c, h, w = features.shape
     if n != student.shape[0]:
-        raise ValueError(f"{name}: expected {student.shape[0]} images, as on the first level, got {n}")
+        raise FGDValueError(f"{name}: expected {student.shape[0]} images, as on the first level, got {n}")
     if not 1 <= c <= ops.MAX_CHANNELS or h < 1 or w < 1:
-        raise ValueError(
+        raise FGDValueError(
             f"{name}: expected 1 to {ops.MAX_CHANNELS} channels and H, W >= 1, got {tuple(features.shape)}"
         )
     if features.device != student.device:
-        raise ValueError(f"{name}: expected device {student.device}, as the first level, got {features.device}")
+        raise FGDValueError(f"{name}: expected device {student.device}, as the first level, got {features.device}")
 
 
 def _pack(boxes, image_sizes, first: Tensor, validate: bool) -> PackedBoxes:
     if not isinstance(boxes, PackedBoxes):
         if image_sizes is None:
-            raise TypeError("image_sizes: expected one (height, width) an image, got None")
+            raise FGDTypeError("image_sizes: expected one (height, width) an image, got None")
         boxes = pack_boxes(boxes, image_sizes, first.device, validate=validate)
         images = boxes.sizes.shape[0]
         if images != first.shape[0]:
-            raise ValueError(f"boxes: expected one tensor for each of {first.shape[0]} images, got {images}")
+            raise FGDValueError(f"boxes: expected one tensor for each of {first.shape[0]} images, got {images}")
     elif image_sizes is not None:
-        raise TypeError("image_sizes: expected None, because the boxes are packed with their image sizes")
+        raise FGDTypeError("image_sizes: expected None, because the boxes are packed with their image sizes")
     check_packed(boxes, first.shape[0], first.device)
     return boxes
 
 
 def _check_gc_block(gc_block: Sequence[Tensor], teachers: list[Tensor]) -> None:
     if not isinstance(gc_block, Sequence):
-        raise TypeError(f"gc_block: expected a list of tensors, which may be empty, got {type(gc_block).__name__}")
+        raise FGDTypeError(f"gc_block: expected a list of tensors, which may be empty, got {type(gc_block).__name__}")
     if gc_block and len(gc_block) != GC_BLOCK_SIZE * len(teachers):
-        raise ValueError(
+        raise FGDValueError(
             f"gc_block: expected {GC_BLOCK_SIZE} tensors for each of {len(teachers)} levels, got {len(gc_block)}"
         )
     device = teachers[0].device
     for index, tensor in enumerate(gc_block):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"gc_block[{index}]: expected a tensor, got {type(tensor).__name__}")
+            raise FGDTypeError(f"gc_block[{index}]: expected a tensor, got {type(tensor).__name__}")
         if tensor.device != device:
-            raise ValueError(f"gc_block[{index}]: expected device {device}, got {tensor.device}")
+            raise FGDValueError(f"gc_block[{index}]: expected device {device}, got {tensor.device}")
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f"gc_block[{index}]: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
+            raise FGDTypeError(f"gc_block[{index}]: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
     for first in range(0, len(gc_block), GC_BLOCK_SIZE):
         shapes = [tensor.shape for tensor in gc_block[first : first + GC_BLOCK_SIZE]]
         expected = _gc_block_shapes(teachers[first // GC_BLOCK_SIZE].shape[1], shapes)
         if shapes != expected:
             index = next(i for i in range(GC_BLOCK_SIZE) if shapes[i] != expected[i])
-            raise ValueError(f"gc_block[{first + index}]: expected shape {expected[index]}, got {tuple(shapes[index])}")
+            raise FGDValueError(
+                f"gc_block[{first + index}]: expected shape {expected[index]}, got {tuple(shapes[index])}"
+            )
 
 
 def _gc_block_shapes(channels: int, found: Sequence[torch.Size]) -> list[tuple[int, ...]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .boxes import PackedBoxes, is_integer
+from .errors import FGDTypeError, FGDValueError
 from .functional import LOSS_NAMES, check_settings, fgd_loss
 from .ops import check_backend
 
@@ -29,7 +30,7 @@ class FGDLevel(nn.Module):
         super().__init__()
         for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
             if not is_integer(channels) or channels < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {channels!r}")
+                raise FGDValueError(f"{name}: expected an integer >= 1, got {channels!r}")
         student_channels, teacher_channels = int(student_channels), int(teacher_channels)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         differ = student_channels != teacher_channels
@@ -68,7 +69,7 @@ class FGDLevel(nn.Module):
                 f"{name}: expected a tensor (N, {self.student_channels}, H, W), got {got}"
             )
         if features.shape[1] != self.student_channels:
-            raise ValueError(f"{name}: expected {self.student_channels} channels, got {features.shape[1]}")
+            raise FGDValueError(f"{name}: expected {self.student_channels} channels, got {features.shape[1]}")
         return features if self.align is None else self.align(features)
 
     def gc_block(self) -> list[Tensor]:
@@ -122,7 +123,7 @@ class FGDLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(preset, str) or preset not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+            raise FGDValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
         given = {"alpha": alpha, "beta": beta, "gamma": gamma, "lambda_": lambda_, "temperature": temperature}
         chosen = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
         self.alpha, self.beta, self.gamma, self.lambda_, self.temperature = chosen.values()
@@ -151,9 +152,9 @@ class FGDLoss(nn.Module):
         """
         if isinstance(student_features, Tensor | Mapping) or not isinstance(student_features, Sequence):
             got = type(student_features).__name__
-            raise TypeError(f"student_features: expected a list of {len(self.levels)} tensors, got {got}")
+            raise FGDTypeError(f"student_features: expected a list of {len(self.levels)} tensors, got {got}")
         if len(student_features) != len(self.levels):
-            raise ValueError(
+            raise FGDValueError(
                 f"student_features: expected {len(self.levels)} levels (num_levels), got {len(student_features)}"
             )
         aligned = [
@@ -229,10 +230,10 @@ class FeatureLoss(FGDLevel):
                 that is there gives the height and width of the frame that the feature map covers.
         """
         if not isinstance(preds_T, Tensor):
-            raise TypeError(f"preds_T: expected a tensor (N, C_t, H, W), got {type(preds_T).__name__}")
+            raise FGDTypeError(f"preds_T: expected a tensor (N, C_t, H, W), got {type(preds_T).__name__}")
         for name, value in (("gt_bboxes", gt_bboxes), ("img_metas", img_metas)):
             if not isinstance(value, Sequence | Tensor):
-                raise TypeError(f"{name}: expected a list, one entry an image, got {type(value).__name__}")
+                raise FGDTypeError(f"{name}: expected a list, one entry an image, got {type(value).__name__}")
         losses = fgd_loss(
             self.aligned(preds_S, "preds_S"),
             preds_T.detach(),
@@ -259,26 +260,28 @@ def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[
     lengths = [len(c) for c, listed in zip((student, teacher), several, strict=True) if listed]
     levels = num_levels if num_levels is not None else (lengths[0] if lengths else 5)
     if not is_integer(levels) or levels < 1:
-        raise ValueError(f"num_levels: expected an integer >= 1, got {levels!r}")
+        raise FGDValueError(f"num_levels: expected an integer >= 1, got {levels!r}")
     each = []
     for name, channels, listed in zip(
         ("student_channels", "teacher_channels"), (student, teacher), several, strict=True
     ):
         if listed and len(channels) != levels:
-            raise ValueError(f"{name}: expected {levels} numbers, one a level, got {len(channels)}")
+            raise FGDValueError(f"{name}: expected {levels} numbers, one a level, got {len(channels)}")
         each.append(list(channels) if listed else [channels] * levels)
     return list(zip(*each, strict=True))
 
 
 def _frame(meta: Mapping, index: int) -> tuple[float, float]:
     if not isinstance(meta, Mapping):
-        raise TypeError(f"img_metas[{index}]: expected a mapping, got {type(meta).__name__}")
+        raise FGDTypeError(f"img_metas[{index}]: expected a mapping, got {type(meta).__name__}")
     for key in ("batch_input_shape", "pad_shape", "img_shape"):
         if key in meta:
             try:
                 return meta[key][0], meta[key][1]
             except (TypeError, IndexError):
-                raise TypeError(
+                raise FGDTypeError(
                     f"img_metas[{index}][{key!r}]: expected (height, width, ..), got {meta[key]!r}"
                 ) from None
-    raise ValueError(f"img_metas[{index}]: expected 'batch_input_shape', 'pad_shape' or 'img_shape', got {list(meta)}")
+    raise FGDValueError(
+        f"img_metas[{index}]: expected 'batch_input_shape', 'pad_shape' or 'img_shape', got {list(meta)}"
+    )

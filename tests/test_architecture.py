@@ -136,10 +136,7 @@ def circle(imports: list[Import]) -> list[Import]:
     return next((found for module in onward if (found := search(module, []))), [])
 
 
-UNDER_WAY = pytest.mark.xfail(reason="digits.demo and commands still import each other")
-
-
-@pytest.mark.parametrize("package", [pytest.param(p, marks=[UNDER_WAY] * (p == "fgd_distill")) for p in HOMES])
+@pytest.mark.parametrize("package", HOMES)
 def test_no_import_circle(package, imports):
     """Imports inside functions count: one that is there to dodge a circle closes it here."""
     found = circle([i for i in imports if room(i.importer) == room(i.imported) == package])

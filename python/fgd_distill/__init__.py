@@ -1,10 +1,16 @@
 """Distilling detectors: data, models, training and evaluation around the loss of ``fgd_kernels``."""
 
-from ._moved import install as install_moved
-from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter
-from .distiller import DetectionDistiller, DistilledFeatures, TeacherCache
-from .inheriting import InheritReport, inherit
-from .schedule import Schedule
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ._moved import install as _install_old_names
+
+if TYPE_CHECKING:
+    from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter
+    from .distiller import DetectionDistiller, DistilledFeatures, TeacherCache
+    from .distilling import distil
+    from .inheriting import InheritReport, inherit
+    from .schedule import Schedule
 
 __all__ = [
     "DetectionDistiller",
@@ -15,7 +21,28 @@ __all__ = [
     "StudentStep",
     "TeacherCache",
     "TorchvisionAdapter",
+    "distil",
     "inherit",
 ]
+_HOMES = {
+    "adapters": ("DetectorAdapter", "StudentStep", "TorchvisionAdapter"),
+    "distiller": ("DetectionDistiller", "DistilledFeatures", "TeacherCache"),
+    "distilling": ("distil",),
+    "inheriting": ("InheritReport", "inherit"),
+    "schedule": ("Schedule",),
+}
 
-install_moved()
+
+def __getattr__(name: str) -> object:
+    """Public names are imported when they are asked for: the command's help needs neither torch nor a detector."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_install_old_names()

@@ -13,7 +13,7 @@ MOVED = {
     "ablate": ("digits.ablations",),
     "cache": ("training.teacher_cache",),
     "calibrate": ("commands.calibrate", "calibration.report"),
-    "cli": ("commands.main",),
+    "cli": ("commands.main", "training.run", "shipped"),
     "coco": ("data.coco_folder",),
     "demo": ("digits.demo",),
     "evaluation": ("data.evaluation",),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
 from fgd_kernels import LOSS_NAMES, PRESETS, FGDLoss
 
-from .adapters import adapter_for, probe_channels
+from .adapters import DetectorAdapter, adapter_for, probe_channels
+from .errors import FGDValueError
 from .taps import layer_names
 
 WEIGHTS = ("alpha", "beta", "gamma", "lambda_")
@@ -52,27 +54,39 @@ def resolved(config: FGDConfig) -> tuple[float, list[float]]:
     return temperature, weights
 
 
+def guess_preset(student: Any, default: str) -> str:
+    """The preset for the student's family: by its class's name, or ``default`` for a name that tells nothing."""
+    name = type(student).__name__.lower()
+    if hasattr(student, "roi_heads") or "rcnn" in name:
+        return "two_stage"
+    families = {"fcos": "one_stage_anchor_free", "yolo": "one_stage_anchor_free"}
+    families |= {"retinanet": "one_stage_anchor", "ssd": "one_stage_anchor"}
+    return next((preset for family, preset in families.items() if family in name), default)
+
+
 def build_criterion(
     student: nn.Module,
     teacher: nn.Module,
     student_layers: str | Sequence[str] | None,
     teacher_layers: str | Sequence[str] | None,
     config: FGDConfig,
-) -> nn.Module:
+    adapter: DetectorAdapter | None = None,
+) -> FGDLoss:
     """An ``FGDLoss`` for the feature maps that these layers give; their channels are found by a blank image.
 
-    Layers that are None are the neck's, as the detectors' adapter names them.
+    Layers that are None are the neck's, as the detectors' adapter names them; an adapter that is None is chosen by the
+    student's class.
 
     Raises:
         ValueError: student and teacher give different numbers of feature maps.
     """
-    adapter = adapter_for(student)
+    adapter = adapter or adapter_for(student)
     student_layers = layer_names(student_layers or adapter.default_layers(student))
     teacher_layers = layer_names(teacher_layers or adapter.default_layers(teacher))
     student_channels = probe_channels(student, student_layers, adapter)
     teacher_channels = probe_channels(teacher, teacher_layers, adapter)
     if len(student_channels) != len(teacher_channels):
-        raise ValueError(
+        raise FGDValueError(
             f"expected as many feature maps of student and teacher, got {len(student_channels)} from student_layers "
             f"{student_layers} and {len(teacher_channels)} from teacher_layers {teacher_layers}"
         )

@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from .adapters import DetectorAdapter, StudentStep, adapter_for
+from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
 from .frozen_teacher import FrozenTeacher
 from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
@@ -119,7 +120,7 @@ class DetectionDistiller(FrozenTeacher):
     def _layers(self, model: nn.Module, layers: str | Sequence[str] | None, argument: str) -> list[str]:
         names = self.adapter.default_layers(model) if layers is None else layer_names(layers)
         if not names:
-            raise ValueError(f"{argument}: expected at least one layer's name, got none")
+            raise FGDValueError(f"{argument}: expected at least one layer's name, got none")
         for name in names:
             find_layer(model, name)
         return names
@@ -166,20 +167,22 @@ class DetectionDistiller(FrozenTeacher):
             step, terms = features.step, self._terms(features, factor)
         clash = terms.keys() & step.losses.keys()
         if clash:
-            raise ValueError(f"student and criterion both return losses called {sorted(clash)}")
+            raise FGDValueError(f"student and criterion both return losses called {sorted(clash)}")
         return {**step.losses, **terms}
 
     def _factor(self) -> float:
         if self.schedule is None:
             return 1.0
         if self.step is None:
-            raise RuntimeError("schedule: call set_step(step) before each training step, or the schedule never moves")
+            raise FGDRuntimeError(
+                "schedule: call set_step(step) before each training step, or the schedule never moves"
+            )
         return self.schedule.factor(self.step)
 
     def _terms(self, features: DistilledFeatures, factor: float) -> dict[str, Tensor]:
         """The criterion's terms and, as ``level_terms``, what each level contributes to them, all times ``factor``."""
         if torch.is_grad_enabled() and not any(feature.requires_grad for feature in features.student):
-            raise ValueError(
+            raise FGDValueError(
                 f"student_layers: the outputs of {self.student_layers} carry no gradient, so nothing would be "
                 "distilled; are they frozen, or run by a reentrant torch.utils.checkpoint?"
             )
@@ -189,7 +192,7 @@ class DetectionDistiller(FrozenTeacher):
         else:
             terms, levels = self.criterion(*inputs), None
         if not isinstance(terms, Mapping):
-            raise TypeError(f"criterion: expected it to return a dict of losses, got {type(terms).__name__}")
+            raise FGDTypeError(f"criterion: expected it to return a dict of losses, got {type(terms).__name__}")
         self._term_names = tuple(terms)
         self.level_terms = None if levels is None or factor == 0 else levels * factor
         return dict(terms) if factor == 1 else {name: term * factor for name, term in terms.items()}
@@ -227,7 +230,7 @@ class DetectionDistiller(FrozenTeacher):
     def _match(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """The teacher's maps at the student's sizes."""
         if len(student) != len(teacher):
-            raise ValueError(
+            raise FGDValueError(
                 f"student_layers {self.student_layers} give {len(student)} feature maps, teacher_layers "
                 f"{self.teacher_layers} give {len(teacher)}; expected as many"
             )
@@ -235,7 +238,7 @@ class DetectionDistiller(FrozenTeacher):
         for level, (ours, theirs) in enumerate(sizes):
             if ours != theirs and not self.resize_teacher:
                 shapes = f"the student's is {ours[0]}x{ours[1]}, the teacher's {theirs[0]}x{theirs[1]}"
-                raise ValueError(
+                raise FGDValueError(
                     f"feature map {level}: {shapes}; tap layers of equal stride, or set resize_teacher=True"
                 )
         return [
@@ -255,7 +258,7 @@ class DetectionDistiller(FrozenTeacher):
         """
         missing = missing_parameters(self, optimizers)
         if missing:
-            raise RuntimeError(
+            raise FGDRuntimeError(
                 f"{len(missing)} trainable parameters of the distiller are in no optimizer and would never change, "
                 f"among them {missing[:3]}; make the optimizer from distiller.parameters()"
             )
@@ -264,15 +267,17 @@ class DetectionDistiller(FrozenTeacher):
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:
     for role, model in (("student", student), ("teacher", teacher)):
         if isinstance(model, DistributedDataParallel | DataParallel):
-            raise TypeError(
+            raise FGDTypeError(
                 f"{role}: expected the plain detector, got it in {type(model).__name__}; wrap the distiller instead, "
                 "so that the criterion's parameters are synchronised, too"
             )
         if hasattr(model, "_orig_mod"):  # without the import of torch._dynamo, which takes seconds
-            raise TypeError(f"{role}: expected the plain detector, got torch.compile's; compile it by {role}.compile()")
+            raise FGDTypeError(
+                f"{role}: expected the plain detector, got torch.compile's; compile it by {role}.compile()"
+            )
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
     if shared:
-        raise ValueError(f"teacher: shares {len(shared)} parameters with the student; expected a model of its own")
+        raise FGDValueError(f"teacher: shares {len(shared)} parameters with the student; expected a model of its own")
 
 
 def _zero(parameters: Iterable[Tensor], batch: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .adapters import adapter_for
+from .errors import FGDValueError
 from .taps import find_layer, layer_names
 
 
@@ -70,7 +71,7 @@ def inherit(
             else:
                 report.mismatched.append((name, tuple(ours[name].shape), tuple(theirs[name].shape)))
     if not report.loaded:
-        raise ValueError(f"nothing could be inherited from the modules {wanted}:\n{report}")
+        raise FGDValueError(f"nothing could be inherited from the modules {wanted}:\n{report}")
     if verbose:
         print(report)
     return report

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import FGDTypeError, FGDValueError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -30,11 +32,11 @@ class Schedule:
             if value is None and name == "stop":
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected a number of steps, an int, got {value!r}")
+                raise FGDTypeError(f"{name}: expected a number of steps, an int, got {value!r}")
             if value < 0:
-                raise ValueError(f"{name}: expected a number of steps >= 0, got {value}")
+                raise FGDValueError(f"{name}: expected a number of steps >= 0, got {value}")
         if self.stop is not None and self.stop <= self.start:
-            raise ValueError(f"stop: expected a step after start={self.start}, or None, got {self.stop}")
+            raise FGDValueError(f"stop: expected a step after start={self.start}, or None, got {self.stop}")
 
     def factor(self, step: int) -> float:
         """The factor at a training step, 0..1."""

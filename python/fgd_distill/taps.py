@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
+
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
     """The submodule called ``name``.
@@ -21,7 +23,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     if name not in modules or name == "":
         names = [candidate for candidate in modules if candidate]
         close = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
-        raise ValueError(f"layer: {type(model).__name__} has no module {name!r}; close names are {close}")
+        raise FGDValueError(f"layer: {type(model).__name__} has no module {name!r}; close names are {close}")
     return modules[name]
 
 
@@ -39,10 +41,12 @@ def feature_list(output: Any, name: str) -> list[Tensor]:
     values = list(output.values()) if isinstance(output, Mapping) else output
     values = [values] if isinstance(values, Tensor) else values
     if not isinstance(values, Sequence) or not all(isinstance(value, Tensor) for value in values):
-        raise TypeError(f"layer {name!r}: expected a tensor, or a dict, list or tuple of tensors, got {type(output)}")
+        raise FGDTypeError(
+            f"layer {name!r}: expected a tensor, or a dict, list or tuple of tensors, got {type(output)}"
+        )
     wrong = [tuple(value.shape) for value in values if value.ndim != 4]
     if wrong or not values:
-        raise ValueError(f"layer {name!r}: expected feature maps (N, C, H, W), got {wrong or 'no tensor'}")
+        raise FGDValueError(f"layer {name!r}: expected feature maps (N, C, H, W), got {wrong or 'no tensor'}")
     return list(values)
 
 
@@ -110,13 +114,13 @@ class LayerTap:
         """
         runs = self._outputs.get(name, [])
         if not runs:
-            raise RuntimeError(f"layer {name!r} did not run in this forward pass, so it has no output to distil")
+            raise FGDRuntimeError(f"layer {name!r} did not run in this forward pass, so it has no output to distil")
         if len(runs) > 1:
-            raise RuntimeError(f"layer {name!r} ran {len(runs)} times in this forward pass; tap one that runs once")
+            raise FGDRuntimeError(f"layer {name!r} ran {len(runs)} times in this forward pass; tap one that runs once")
         output, versions = runs[0]
         if versions != _versions(output):
             # Else a pass that ended at once and one that went on would record different things.
-            raise RuntimeError(
+            raise FGDRuntimeError(
                 f"layer {name!r}: a later layer changed its output in place (an activation with inplace=True, say); "
                 "tap that layer instead"
             )

@@ -15,6 +15,7 @@ from fgd_distill.commands import main as cli
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 from fgd_distill.distiller import DetectionDistiller
 from fgd_distill.inheriting import inherit
+from fgd_distill.training.run import run
 
 LOSSES = {"box_loss", "cls_loss", "dfl_loss"}
 
@@ -56,7 +57,7 @@ def test_fit_distils_it_and_validates_and_exports(fit_args, tmp_path):
     name = "test_adapters_ultralytics:build"
     models = [f"--model.student.name={name}", f"--model.teacher.name={name}", "--model.teacher.options={width: 1.0}"]
     weights = [f"--model.teacher.weights={tmp_path / 'teacher.pt'}", "--model.teacher.num_classes=11"]
-    ran = cli.run(fit_args(tmp_path, *models, *weights, "--model.fgd={temperature: 1.0}", steps=2))
+    ran = run(fit_args(tmp_path, *models, *weights, "--model.fgd={temperature: 1.0}", steps=2))
     assert ran.model.distiller.student_layers == ["model.15", "model.18", "model.21"]
     assert {"train/box_loss", "train/loss_fgd_global", "val/AP"} <= ran.trainer.callback_metrics.keys()
     (checkpoint,) = tmp_path.rglob("*.ckpt")

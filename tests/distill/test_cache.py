@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from fgd_distill.commands import main as cli
 from fgd_distill.distiller import DetectionDistiller
+from fgd_distill.training.run import run
 from fgd_distill.training.teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
 
 FINGERPRINT = {"teacher": "abc", "layers": ["fpn"]}
@@ -135,14 +135,14 @@ def test_the_second_epoch_of_a_training_runs_no_teacher(fit_args, teacher_file, 
     monkeypatch.setattr(DetectionDistiller, "teacher_features", counted)
     fgd = ["--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}", "--trainer.limit_val_batches=0"]
     cache = {"folder": str(tmp_path / "cache"), "dtype": "float32"}
-    kept = cli.run(fit_args(tmp_path / "kept", *fgd, f"--model.teacher_cache={json.dumps(cache)}", steps=12))
+    kept = run(fit_args(tmp_path / "kept", *fgd, f"--model.teacher_cache={json.dumps(cache)}", steps=12))
     assert images == [4] * 6
     assert json.loads((tmp_path / "cache" / "cache.json").read_text())["frame"] == [128, 128]
-    plain = cli.run(fit_args(tmp_path / "plain", *fgd, steps=12))
+    plain = run(fit_args(tmp_path / "plain", *fgd, steps=12))
     assert images == [4] * 18
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(kept.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
     flip = '--data.train_transforms=[{"class_path": "torchvision.transforms.v2.RandomHorizontalFlip"}]'
     with pytest.raises(ValueError, match="teacher_cache: expected images that are the same in every epoch"):
-        cli.run(fit_args(tmp_path / "flip", *fgd, f"--model.teacher_cache={json.dumps(cache)}", flip))
+        run(fit_args(tmp_path / "flip", *fgd, f"--model.teacher_cache={json.dumps(cache)}", flip))

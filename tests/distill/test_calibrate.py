@@ -8,12 +8,13 @@ from torch import nn
 
 import fgd_kernels as fgd
 from fgd_distill.calibration.measure import Attention, Measurement, measure, temperature_for
-from fgd_distill.calibration.propose import Bounds, guess_preset, propose
+from fgd_distill.calibration.propose import Bounds, propose
 from fgd_distill.calibration.report import report, warnings_of
 from fgd_distill.commands import main as cli
 from fgd_distill.commands.calibrate import CalibrateCLI, Calibration, calibrate
-from fgd_distill.criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, resolved
+from fgd_distill.criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, guess_preset, resolved
 from fgd_distill.distiller import DetectionDistiller
+from fgd_distill.training.run import run
 
 
 def arguments(digits, *more):
@@ -64,7 +65,7 @@ def test_fit_takes_the_proposal(calibrated, digits, tmp_path):
     written = yaml.safe_load(path.read_text())["model"]["fgd"]
     assert written["preset"] == "one_stage_anchor_free"  # an FCOS
     assert path.read_text().startswith("# fgd-distill calibrate --config=digits_student.yaml")
-    ran = cli.run(
+    ran = run(
         [
             "fit",
             *arguments(digits, f"--config={path}"),

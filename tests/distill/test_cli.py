@@ -1,5 +1,7 @@
 import csv
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 from fgd_distill.digits import demo
 from fgd_distill.training.module import DetectionModule
 from fgd_distill.training.profiling import measure_step
+from fgd_distill.training.run import run
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def distilled(fit_args, teacher_file, tmp_path_factory):
     """Five steps with both, through the command line."""
     folder = tmp_path_factory.mktemp("run")
     both = ("--config=digits_inherit.yaml", "--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
-    return folder, cli.run(fit_args(folder, *both))
+    return folder, run(fit_args(folder, *both))
 
 
 def test_five_steps_of_fit(distilled):
@@ -48,7 +51,7 @@ def test_validate_takes_exported_weights(distilled, digits, tmp_path, monkeypatc
     folder, _ = distilled
     cli.main(["export-student", str(next(folder.rglob("*.ckpt"))), str(tmp_path / "student.pt")])
     monkeypatch.chdir(tmp_path)
-    ran = cli.run(
+    ran = run(
         [
             "validate",
             "--config=digits_student.yaml",
@@ -63,7 +66,7 @@ def test_validate_takes_exported_weights(distilled, digits, tmp_path, monkeypatc
 
 
 def test_same_seed_same_run(fit_args, tmp_path):
-    runs = [cli.run(fit_args(tmp_path / str(index))).model.detector.state_dict() for index in range(2)]
+    runs = [run(fit_args(tmp_path / str(index))).model.detector.state_dict() for index in range(2)]
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
 
 
@@ -74,12 +77,12 @@ def test_the_loss_of_an_optimizer_that_misses_the_criterion(fit_args, teacher_fi
     monkeypatch.setattr(DetectionModule, "configure_optimizers", only_student)
     fgd = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
     with pytest.raises(RuntimeError, match="in no optimizer"):
-        cli.run(fit_args(tmp_path, *fgd))
+        run(fit_args(tmp_path, *fgd))
 
 
 def test_too_few_classes(fit_args, tmp_path):
     with pytest.raises(ValueError, match="num_classes: expected more than.*10, got 10"):
-        cli.run(fit_args(tmp_path, "--model.student.num_classes=10"))
+        run(fit_args(tmp_path, "--model.student.num_classes=10"))
 
 
 def test_settings_that_would_silently_do_nothing(teacher_file):
@@ -111,7 +114,7 @@ def test_help_of_training_is_a_page(capsys, command):
     assert "--trainer.accumulate_grad_batches" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", cli.TOOLS)
+@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if not command.parses])
 def test_help_of_the_tools_names_the_command(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
@@ -144,9 +147,30 @@ def test_our_own_checks_end_without_a_traceback(digits, tmp_path, monkeypatch):
     def unforeseen(images: str):
         int("not a number")
 
-    monkeypatch.setitem(cli.TOOLS, "predict", unforeseen)
+    monkeypatch.setattr("fgd_distill.commands.predict.predict", unforeseen)
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["predict", "x"])
+
+
+def test_errors_of_the_loss_end_without_a_traceback(fit_args, teacher_file, tmp_path):
+    wrong = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}", "--model.fgd.attention=most")
+    with pytest.raises(SystemExit, match="fgd-distill fit: attention: expected"):
+        cli.main(fit_args(tmp_path, *wrong))
+
+
+@pytest.mark.parametrize("args", [["--help"], ["trian"]])
+def test_help_and_slips_load_nothing_heavy(args):
+    """A second is what a user waits for a page of help."""
+    code = f"""
+import sys
+from fgd_distill.commands.main import main
+try:
+    main({args})
+except SystemExit:
+    pass
+assert not {{"torch", "jsonargparse", "yaml"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_shares_of_a_step_add_up(distilled):
@@ -175,7 +199,7 @@ def test_retraining_the_teacher_replaces_the_shipped_weights(digits, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "PACKAGE_WEIGHTS", tmp_path / "weights")
     short = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--data.batch_size=4"]
-    monkeypatch.setattr(demo, "run", lambda args: cli.run([*args, *short]))
+    monkeypatch.setattr(demo, "run", lambda args: run([*args, *short]))
     demo.train_teacher(digits, workers=0)
     weights = tmp_path / "weights" / "digits_teacher.pt"
     build_detector(DetectorConfig("digits_teacher", 11, str(weights)))

@@ -8,27 +8,38 @@ import torch
 import yaml
 from torchvision.models import resnet50
 
-from fgd_distill.commands import main as cli
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector, detector_names
+from fgd_distill.shipped import CONFIGS
+from fgd_distill.training.bases import with_bases
+from fgd_distill.training.run import DistillCLI, run
 
-PAIRS = sorted(path.name for path in cli.CONFIGS.glob("*_r50.yaml"))
-OVERLAYS = {"coco_inherit.yaml": PAIRS[0], "digits_fgd.yaml": "digits_student.yaml"}
+PAIRS = sorted(path.name for path in CONFIGS.glob("*_r50.yaml"))
+OVERLAYS = {"coco.yaml": PAIRS[0], "coco_inherit.yaml": PAIRS[0], "digits_fgd.yaml": "digits_student.yaml"}
 OVERLAYS["digits_inherit.yaml"] = "digits_student.yaml"
 
 
 def load(name):
-    return yaml.safe_load((cli.CONFIGS / name).read_text())
+    """A pair's configuration with its base."""
+    own = yaml.safe_load((CONFIGS / name).read_text())
+    return laid_over(yaml.safe_load((CONFIGS / own.pop("base")).read_text()), own)
+
+
+def laid_over(below, above):
+    both = {
+        key: laid_over(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(below[key], dict)
+    }
+    return below | above | both
 
 
 @pytest.fixture
 def parse(monkeypatch):
     """The configuration that a command line gives, without building anything from it."""
-    monkeypatch.setattr(cli.DistillCLI, "instantiate_classes", lambda self: None)
-    monkeypatch.setattr(cli.DistillCLI, "_run_subcommand", lambda self, name: None)
-    return lambda *names: cli.run(["fit", *(f"--config={name}" for name in names)]).config["fit"]
+    monkeypatch.setattr(DistillCLI, "instantiate_classes", lambda self: None)
+    monkeypatch.setattr(DistillCLI, "_run_subcommand", lambda self, name: None)
+    return lambda *names: run(["fit", *(f"--config={name}" for name in names)]).config["fit"]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in cli.CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
 def test_every_configuration_parses(parse, name):
     names = [OVERLAYS[name], name] if name in OVERLAYS else [name]
     config = parse(*names)
@@ -45,6 +56,48 @@ def test_the_paper_has_its_pairs():
         "retinanet_r101_r50.yaml",
         "retinanet_x101_r50.yaml",
     ]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_is_parsed_with_its_base(parse, name):
+    config = parse(name)
+    assert config.base is None and config.trainer.max_epochs == 24
+    assert config.model.student.name.endswith("_resnet50_fpn") and config.data.train_images == "train2017"
+    rate = config.model.optimizer.init_args
+    assert (rate.lr, rate.momentum) == (0.01 if "one_stage" in config.model.fgd.preset else 0.02, 0.9)
+
+
+def test_a_file_of_ones_own_builds_on_a_pair(parse, tmp_path, monkeypatch):
+    """Also through two files, one beside the other; the nearest value wins."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "pair.yaml").write_text("base: retinanet_r101_r50.yaml\ndata: {batch_size: 3, root: there}\n")
+    (tmp_path / "runs" / "mine.yaml").write_text("base: pair.yaml\ndata: {batch_size: 5}\n")
+    data = parse("runs/mine.yaml").data
+    assert (data.batch_size, data.root, data.num_workers) == (5, "there", 4)
+    assert parse("runs/mine.yaml", "runs/pair.yaml").data.batch_size == 3
+
+
+def test_bases_come_before_every_configuration(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: coco.yaml\n")
+    found = with_bases(["--config", "digits_student.yaml", "--data.root=x", f"--config={mine}", "-c", str(mine)])
+    student, coco = CONFIGS / "digits_student.yaml", CONFIGS / "coco.yaml"
+    expected = [f"--config={coco}", "--config", str(student), "--data.root=x", f"--config={mine}", "-c", str(mine)]
+    assert found == expected
+
+
+def test_bases_that_cannot_be(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: nowhere.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"mine.yaml: base: expected a configuration.*nowhere.yaml"):
+        with_bases([f"--config={mine}"])
+    mine.write_text("base: mine.yaml\n")
+    with pytest.raises(ValueError, match="expected another file, got mine.yaml"):
+        with_bases([f"--config={mine}"])
+    mine.write_text("base: [a, b]\n")
+    with pytest.raises(ValueError, match="expected the name of a configuration, got"):
+        with_bases([f"--config={mine}"])
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -71,10 +124,10 @@ def test_pairs_follow_the_papers_recipe(name):
     same = ("max_epochs", "gradient_clip_val", "callbacks", "log_every_n_steps")
     assert all(config["trainer"][key] == other["trainer"][key] for key in same)
     assert (config["trainer"]["max_epochs"], config["trainer"]["gradient_clip_val"]) == (24, 35.0)
-    run = name.removesuffix(".yaml")
-    assert config["trainer"]["default_root_dir"] == f"runs/{run}"
-    assert [logger["init_args"]["name"] for logger in config["trainer"]["logger"]] == [run, run]
-    assert run in (cli.CONFIGS / name).read_text().split("seed_everything")[0]
+    folder = name.removesuffix(".yaml")
+    assert config["trainer"]["default_root_dir"] == f"runs/{folder}"
+    assert [logger["init_args"]["name"] for logger in config["trainer"]["logger"]] == [folder, folder]
+    assert folder in (CONFIGS / name).read_text().split("base:")[0]
 
 
 def test_mask_rcnn_of_the_paper_takes_steps(digits, tmp_path):
@@ -84,7 +137,7 @@ def test_mask_rcnn_of_the_paper_takes_steps(digits, tmp_path):
     teacher = build_detector(DetectorConfig("maskrcnn_resnet101_fpn", 91))
     torch.save(teacher.state_dict(), tmp_path / "teacher.pt")
     del teacher
-    ran = cli.run(
+    ran = run(
         [
             "fit",
             "--config=maskrcnn_r101_r50.yaml",

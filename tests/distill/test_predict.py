@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from fgd_distill.commands import main as cli
 from fgd_distill.commands.predict import predict
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector
+from fgd_distill.training.run import run
 
 TEACHER = DetectorConfig("digits_teacher", 11, "package:digits_teacher.pt")
 
@@ -34,7 +35,7 @@ def test_predictions_of_the_shipped_teacher_are_good(digits, tmp_path, capsys):
 
 
 def test_a_checkpoint_predicts_as_its_exported_student(fit_args, digits, tmp_path):
-    cli.run(fit_args(tmp_path / "run", steps=1))
+    run(fit_args(tmp_path / "run", steps=1))
     checkpoint = str(next((tmp_path / "run").rglob("*.ckpt")))
     cli.main(["export-student", checkpoint, str(tmp_path / "student.pt")])
     common = {"score_threshold": 0.0, "num_workers": 0}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from fgd_distill.commands import main as cli
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector
+from fgd_distill.training.run import run
 
 COMMAND = ["-m", "fgd_distill.commands.main"]
 LAUNCHERS = {
@@ -99,7 +99,7 @@ def outcome(folder):
 @pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    cli.run(arguments(folder, images=4, devices=1))
+    run(arguments(folder, images=4, devices=1))
     return outcome(folder)
 
 
@@ -130,7 +130,7 @@ def test_two_processes_validate_as_one(digits, tmp_path):
         "--trainer.enable_progress_bar=false",
         "--verbose=false",
     ]
-    metrics = cli.run([*arguments, "--trainer.logger=false"]).trainer.callback_metrics
+    metrics = run([*arguments, "--trainer.logger=false"]).trainer.callback_metrics
     log = [f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.devices=2"]
     launch("torchrun", [*arguments, *log], tmp_path)
     with next(tmp_path.rglob("metrics.csv")).open() as file:

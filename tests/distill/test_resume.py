@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from fgd_distill.commands import main as cli
 from fgd_distill.detectors.by_name import build_detector
+from fgd_distill.training.run import run
 
 AUGMENTED = [
     {"class_path": f"torchvision.transforms.v2.{name}"} for name in ("RandomHorizontalFlip", "RandomPhotometricDistort")
@@ -57,17 +57,17 @@ def test_six_steps_are_three_and_three(fit_args, teacher_file, overlay, tmp_path
         monkeypatch.setattr("fgd_distill.training.module.build_detector", with_dropout)
         more = ["--trainer.accumulate_grad_batches=2"]
     more = [f"--config={overlay}", *more, "--trainer.limit_val_batches=0"]
-    whole = cli.run(fit_args(tmp_path / "whole", *more, steps=STEPS, batch_size=5))
+    whole = run(fit_args(tmp_path / "whole", *more, steps=STEPS, batch_size=5))
     checkpoint = next((tmp_path / "whole").rglob(f"step={CUT}.ckpt"))
     before = torch.load(checkpoint, weights_only=True)["state_dict"]
-    resumed = cli.run([*fit_args(tmp_path / "resumed", *more, steps=STEPS, batch_size=5), f"--ckpt_path={checkpoint}"])
+    resumed = run([*fit_args(tmp_path / "resumed", *more, steps=STEPS, batch_size=5), f"--ckpt_path={checkpoint}"])
     assert whole.trainer.global_step == resumed.trainer.global_step == STEPS
     assert_equal(states(whole), states(resumed))
     assert any(not torch.equal(value, before[name]) for name, value in resumed.model.state_dict().items())
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_in_short(fit_args, teacher_file, tmp_path):
-    cli.run(fit_args(tmp_path, steps=1))
+    run(fit_args(tmp_path, steps=1))
     checkpoint = next(tmp_path.rglob("*.ckpt"))
     resume = [f"--ckpt_path={checkpoint}", "--model.lr_scheduler.init_args.total_steps=2", "--trainer.max_steps=2"]
     fgd = ["--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}"]
@@ -77,15 +77,15 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_short(fit_args, teacher_file,
         (["--data.batch_size=3"], r"joint_batch_size 4 \(now 3\)"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
-            cli.run([*fit_args(tmp_path / "other", *more, steps=2), *resume, *more])
+            run([*fit_args(tmp_path / "other", *more, steps=2), *resume, *more])
         assert len(str(caught.value)) < 700
 
 
 def test_a_distilled_checkpoint_is_validated_without_its_teacher(fit_args, teacher_file, digits, tmp_path):
     fgd = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}")
-    trained = cli.run(fit_args(tmp_path, *fgd, steps=2)).trainer.callback_metrics
+    trained = run(fit_args(tmp_path, *fgd, steps=2)).trainer.callback_metrics
     checkpoint = next(tmp_path.rglob("*.ckpt"))
-    ran = cli.run(
+    ran = run(
         [
             "validate",
             "--config=digits_student.yaml",
@@ -99,4 +99,4 @@ def test_a_distilled_checkpoint_is_validated_without_its_teacher(fit_args, teach
     for name in ("val/AP", "val/AR"):
         assert ran.trainer.callback_metrics[name] == trained[name] and math.isfinite(trained[name])
     with pytest.raises(ValueError, match="the checkpoint does not fit"):
-        cli.run(["validate", "--config=digits_teacher.yaml", f"--data.root={digits}", f"--ckpt_path={checkpoint}"])
+        run(["validate", "--config=digits_teacher.yaml", f"--data.root={digits}", f"--ckpt_path={checkpoint}"])

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from fgd_distill.commands import main as cli
 from fgd_distill.criterion import FGDConfig, build_criterion
 from fgd_distill.data.labels import CategoryLabels
 from fgd_distill.detectors.by_name import DetectorConfig
@@ -16,6 +15,7 @@ from fgd_distill.schedule import Schedule
 from fgd_distill.training import module as training
 from fgd_distill.training.learning_rate import LrMilestones
 from fgd_distill.training.module import DetectionModule
+from fgd_distill.training.run import run
 from fgd_distill.training.teacher_cache import CacheConfig
 
 TERMS = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
@@ -33,7 +33,7 @@ def fgd(teacher_file, *more):
 
 
 def test_every_term_is_logged_and_levels_sum_to_it(fit_args, teacher_file, tmp_path):
-    cli.run(fit_args(tmp_path, *fgd(teacher_file), "--trainer.limit_val_batches=0", steps=2))
+    run(fit_args(tmp_path, *fgd(teacher_file), "--trainer.limit_val_batches=0", steps=2))
     for line in logged(tmp_path):
         parts = [value for name, value in line.items() if name.startswith("train/")]
         assert sum(parts) == pytest.approx(line["loss"], rel=1e-5)
@@ -43,7 +43,7 @@ def test_every_term_is_logged_and_levels_sum_to_it(fit_args, teacher_file, tmp_p
 
 
 def test_terms_are_logged_in_the_steps_that_loggers_record(fit_args, tmp_path):
-    cli.run(fit_args(tmp_path, "--trainer.log_every_n_steps=2", "--trainer.limit_val_batches=0", steps=5))
+    run(fit_args(tmp_path, "--trainer.log_every_n_steps=2", "--trainer.limit_val_batches=0", steps=5))
     lines = logged(tmp_path)
     assert [line["step"] for line in lines] == [1, 3]
     assert all("train/bbox_regression" in line for line in lines)
@@ -53,7 +53,7 @@ def test_warm_up_and_milestones_give_the_learning_rate(fit_args, tmp_path):
     """Six batches an epoch, two a step: three steps an epoch."""
     milestones = {"milestones": [1, 2], "gamma": 0.5, "warmup_steps": 2, "warmup_start": 0.1}
     monitor = {"class_path": "pytorch_lightning.callbacks.LearningRateMonitor"}
-    ran = cli.run(
+    ran = run(
         fit_args(
             tmp_path,
             "--model.lr_scheduler=null",
@@ -101,7 +101,7 @@ def test_the_schedule_counts_optimizer_steps(fit_args, teacher_file, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DetectionDistiller, "_factor", factor)
         accumulate = ["--trainer.accumulate_grad_batches=2", "--trainer.limit_val_batches=0"]
-        cli.run(fit_args(tmp_path, *late, *accumulate, steps=3))
+        run(fit_args(tmp_path, *late, *accumulate, steps=3))
     assert seen == [(0, 0.0), (0, 0.0), (1, 0.0), (1, 0.0), (2, 0.5), (2, 0.5)]
 
 
@@ -109,7 +109,7 @@ def test_bfloat16_training_stays_near_float32(fit_args, teacher_file, tmp_path):
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
         more = [*fgd(teacher_file), f"--trainer.precision={precision}", "--trainer.limit_val_batches=1"]
-        ran = cli.run(fit_args(tmp_path / precision, *more, steps=2))
+        ran = run(fit_args(tmp_path / precision, *more, steps=2))
         losses[precision] = logged(tmp_path / precision)
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in ran.model.parameters())
     for full, mixed in zip(*losses.values(), strict=True):

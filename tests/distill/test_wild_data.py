@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageCms
 from torchvision.ops import box_convert
 
-from fgd_distill.commands import main as cli
 from fgd_distill.commands.predict import _Images, _listed, predict
 from fgd_distill.data.datamodule import CocoDataModule, CocoFolder
 from fgd_distill.data.evaluation import CocoEvaluator
 from fgd_distill.data.image_files import UnreadableImageError, read_image
 from fgd_distill.pictures.images import coco_image, image_file
+from fgd_distill.training.run import run
 
 CATEGORIES = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
 
@@ -328,15 +328,15 @@ def test_ids_with_gaps_and_zero_train_validate_and_come_back(digits, fit_args, t
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     files = [f"--data.{split}_annotations={tmp_path / split}.json" for split in ("train", "val")]
     with pytest.raises(ValueError, match="num_classes: expected more than the largest category id, 90, got 11"):
-        cli.run(fit_args(tmp_path / "refused", *files, steps=1))
+        run(fit_args(tmp_path / "refused", *files, steps=1))
     teacher = ["--model.student.name=digits_teacher", "--model.student.weights=package:digits_teacher.pt"]
     frozen = ["--model.optimizer.init_args.lr=0.0"]
-    plain = cli.run(fit_args(tmp_path / "plain", *teacher, *frozen, steps=1)).trainer.callback_metrics["val/AP"]
-    again = cli.run(fit_args(tmp_path / "run", *files, *teacher, *frozen, "--data.first_label=1", steps=1))
+    plain = run(fit_args(tmp_path / "plain", *teacher, *frozen, steps=1)).trainer.callback_metrics["val/AP"]
+    again = run(fit_args(tmp_path / "run", *files, *teacher, *frozen, "--data.first_label=1", steps=1))
     assert plain > 30 and again.trainer.callback_metrics["val/AP"] == pytest.approx(float(plain))
     checkpoint = str(next((tmp_path / "run").rglob("*.ckpt")))
     arguments = [arg for arg in fit_args(tmp_path / "val", *files, *teacher, steps=1) if "lr_scheduler" not in arg]
-    validated = cli.run(["validate", *arguments[1:], f"--ckpt_path={checkpoint}"]).trainer.callback_metrics["val/AP"]
+    validated = run(["validate", *arguments[1:], f"--ckpt_path={checkpoint}"]).trainer.callback_metrics["val/AP"]
     assert float(validated) == pytest.approx(float(plain))
     output = predict(str(digits / "images/val"), str(tmp_path / "results.json"), checkpoint, num_workers=0)
     found = {result["category_id"] for result in json.loads(output.read_text())}
@@ -344,4 +344,4 @@ def test_ids_with_gaps_and_zero_train_validate_and_come_back(digits, fit_args, t
     with pytest.raises(
         ValueError, match=r"ckpt_path: expected the labels of the checkpoint, data.first_label=1 .* got Non"
     ):
-        cli.run(fit_args(tmp_path / "more", f"--ckpt_path={checkpoint}", steps=2))
+        run(fit_args(tmp_path / "more", f"--ckpt_path={checkpoint}", steps=2))

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from ..errors import FGDTypeError, FGDValueError
+
 
 def stack_images(images: Any, divisor: int, fill: float) -> Tensor:
     """Images as one batch, padded at the right and at the bottom, so that boxes stay where they are.
@@ -41,12 +43,12 @@ def check_images(images: Any) -> list[Tensor]:
     """
     images = list(images)
     if not images:
-        raise ValueError("images: expected at least one image, got none")
+        raise FGDValueError("images: expected at least one image, got none")
     for index, image in enumerate(images):
         if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise TypeError(f"images[{index}]: expected a float tensor (3, H, W) in 0..1, got {_what(image)}")
+            raise FGDTypeError(f"images[{index}]: expected a float tensor (3, H, W) in 0..1, got {_what(image)}")
         if image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"images[{index}]: expected (3, H, W), got {tuple(image.shape)}")
+            raise FGDValueError(f"images[{index}]: expected (3, H, W), got {tuple(image.shape)}")
     return images
 
 
@@ -65,7 +67,7 @@ def check_targets(targets: Any, images: Tensor | list[Tensor], classes: int) -> 
         TypeError, ValueError: the targets are something else.
     """
     if not isinstance(targets, Sequence) or len(targets) != len(images):
-        raise ValueError(f"targets: expected one dict for each of {len(images)} images, got {_what(targets)}")
+        raise FGDValueError(f"targets: expected one dict for each of {len(images)} images, got {_what(targets)}")
     device = images[0].device
     boxes, labels = [], []
     for index, target in enumerate(targets):
@@ -73,10 +75,10 @@ def check_targets(targets: Any, images: Tensor | list[Tensor], classes: int) -> 
         label = torch.as_tensor(target["labels"]).to(device, torch.int64)
         if box.ndim != 2 or box.shape[1] != 4 or label.shape != box.shape[:1]:
             shapes = f"{tuple(box.shape)} and {tuple(label.shape)}"
-            raise ValueError(f"targets[{index}]: expected boxes (n, 4) and labels (n,), got {shapes}")
+            raise FGDValueError(f"targets[{index}]: expected boxes (n, 4) and labels (n,), got {shapes}")
         if len(label) and not (int(label.min()) >= 0 and int(label.max()) < classes):
             span = f"{int(label.min())} to {int(label.max())}"
-            raise ValueError(f"targets[{index}]: the detector counts labels from 0 to {classes - 1}, got {span}")
+            raise FGDValueError(f"targets[{index}]: the detector counts labels from 0 to {classes - 1}, got {span}")
         boxes.append(box)
         labels.append(label)
     return boxes, labels

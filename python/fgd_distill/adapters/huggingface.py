@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import FGDTypeError, FGDValueError
 from .base import StudentStep
 from .batches import check_targets, detection, stack_images, to_pixels, to_relative
 
@@ -37,12 +38,12 @@ class HuggingFaceAdapter:
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             if not hasattr(getattr(getattr(model, "model", None), "encoder", None), "pan_blocks"):
-                raise TypeError(
+                raise FGDTypeError(
                     f"{role}: expected RT-DETR, RT-DETRv2 or D-FINE for object detection, got {type(model).__name__}"
                 )
         ours, theirs = _largest_stride(student), _largest_stride(teacher)
         if ours % theirs:
-            raise ValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
+            raise FGDValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         if isinstance(images, Mapping):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import FGDTypeError, FGDValueError
 from .base import StudentStep
 from .batches import check_images, check_targets, detection
 
@@ -30,10 +31,10 @@ class MMDetectionAdapter:
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             if not hasattr(model, "extract_feat") or not hasattr(model, "data_preprocessor"):
-                raise TypeError(f"{role}: expected a detector of mmdet.models, got {type(model).__name__}")
+                raise FGDTypeError(f"{role}: expected a detector of mmdet.models, got {type(model).__name__}")
         ours, theirs = _normalisation(student), _normalisation(teacher)
         if ours != theirs:
-            raise ValueError(
+            raise FGDValueError(
                 "data_preprocessor: the teacher gets the student's normalised batch, so both must normalise alike; "
                 f"got {ours} for the student and {theirs} for the teacher"
             )

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from torch import nn
 
+from ..errors import FGDTypeError
 from .base import DetectorAdapter
 
 
@@ -36,7 +37,7 @@ def adapter_for(model: nn.Module) -> DetectorAdapter:
             module, name = path.split(":")
             return getattr(import_module(f".{module}", __package__), name)()
     known = ", ".join(path.split(":")[0] for _, path in FAMILIES)
-    raise TypeError(
+    raise FGDTypeError(
         f"no adapter for {type(model).__name__}: expected a detector of {known}; for others, pass adapter=, an object "
         "with the methods of fgd_distill.adapters.DetectorAdapter"
     )

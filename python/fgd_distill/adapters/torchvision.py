@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from ..errors import FGDTypeError, FGDValueError
 from ..taps import LayerTap
 from .base import StudentStep
 
@@ -31,11 +32,11 @@ class TorchvisionAdapter:
     def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             if not isinstance(getattr(model, "transform", None), GeneralizedRCNNTransform):
-                raise TypeError(f"{role}: expected one of torchvision's detectors, got {type(model).__name__}")
+                raise FGDTypeError(f"{role}: expected one of torchvision's detectors, got {type(model).__name__}")
         for name in ("image_mean", "image_std"):
             ours, theirs = (list(getattr(model.transform, name)) for model in (student, teacher))
             if ours != theirs:
-                raise ValueError(
+                raise FGDValueError(
                     f"{name}: the teacher gets the student's normalised batch, so both must normalise alike; "
                     f"got {ours} for the student and {theirs} for the teacher"
                 )
@@ -43,7 +44,7 @@ class TorchvisionAdapter:
     def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
         images, targets = list(images), list(targets or [])
         if len(images) != len(targets):
-            raise ValueError(f"targets: expected one dict for each of {len(images)} images, got {len(targets)}")
+            raise FGDValueError(f"targets: expected one dict for each of {len(images)} images, got {len(targets)}")
         with LayerTap(student, ["transform"]) as tap:
             losses = student(images, targets)
         prepared, prepared_targets = tap.output("transform")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import FGDTypeError, FGDValueError
 from .base import StudentStep
 from .batches import check_targets, detection, stack_images, to_pixels, to_relative
 
@@ -37,9 +38,9 @@ class UltralyticsAdapter:
             _check_detector(role, model)
         ours, theirs = _largest_stride(student), _largest_stride(teacher)
         if ours % theirs:
-            raise ValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
+            raise FGDValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
         if not any(parameter.requires_grad for parameter in student.parameters()):
-            raise ValueError(
+            raise FGDValueError(
                 "student: expected parameters to train, but none requires a gradient, as in a model that YOLO(...) "
                 "loads from a file; call student.requires_grad_(True)"
             )
@@ -53,7 +54,7 @@ class UltralyticsAdapter:
             batch, boxes = _batch(student, images, targets)
         total, items = student.loss(batch)
         if not isinstance(items, Mapping) or total.shape != (len(items),):
-            raise TypeError(
+            raise FGDTypeError(
                 f"student: expected its loss by name, as Ultralytics 8.4.190 returns it, got {type(items).__name__}"
             )
         losses = dict(zip(items, total / len(batch["img"]), strict=True))
@@ -85,11 +86,13 @@ def _check_detector(role: str, model: Any) -> None:
     from ultralytics.nn.tasks import DetectionModel
 
     if isinstance(model, Model):
-        raise TypeError(f"{role}: expected the network, got {type(model).__name__} around it; pass its attribute model")
+        raise FGDTypeError(
+            f"{role}: expected the network, got {type(model).__name__} around it; pass its attribute model"
+        )
     layers: Any = getattr(model, "model", [None])
     if not isinstance(model, DetectionModel) or type(layers[-1]) not in (Detect, v10Detect):
         head = "none" if layers[-1] is None else type(layers[-1]).__name__
-        raise TypeError(f"{role}: expected a YOLO detector, got {type(model).__name__} with the head {head}")
+        raise FGDTypeError(f"{role}: expected a YOLO detector, got {type(model).__name__} with the head {head}")
 
 
 def _largest_stride(model: Any) -> int:
@@ -128,7 +131,7 @@ def _boxes_of(batch: dict[str, Tensor]) -> list[Tensor]:
     """The boxes in a batch of Ultralytics' trainer, xyxy in pixels."""
     image = batch["img"]
     if not image.is_floating_point():
-        raise TypeError(
+        raise FGDTypeError(
             f"images['img']: expected floats in 0..1, as the trainer's preprocess_batch makes, got {image.dtype}"
         )
     pixels = to_pixels(batch["bboxes"].to(image.device, torch.float32), image)

@@ -18,6 +18,7 @@ from fgd_kernels.reference import spatial_attention
 from ..criterion import FGDConfig, resolved
 from ..data.datamodule import Batch
 from ..distiller import DetectionDistiller
+from ..errors import FGDTypeError, FGDValueError
 
 # Of the largest level's mean |F|. The paper's 0.5 serves necks whose mean it does not tell; 1.2 comes from the digits
 # teacher, where the table-7 ablation shows how flat the choice is (bench/results/digits_ablations.md).
@@ -87,7 +88,7 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
         ValueError: no batch, or a loss of the student that is not finite and positive.
     """
     if not batches:
-        raise ValueError("batches: expected at least one, got none")
+        raise FGDValueError("batches: expected at least one, got none")
     distiller.train()
     activation = _mean_activation(distiller, batches)
     wanted = dict.fromkeys([*temperatures, temperature_for(activation)])
@@ -105,7 +106,7 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
             attention[temperature].append([_spread(level, temperature) for level in features.teacher])
     means = {name: fmean(values) for name, values in detector.items()}
     if not 0 < sum(means.values()) < float("inf"):
-        raise ValueError(f"student: expected a loss above 0 and finite on the training images, got {means}")
+        raise FGDValueError(f"student: expected a loss above 0 and finite on the training images, got {means}")
     return Measurement(
         images=sum(len(images) for images, _ in batches),
         detector=means,
@@ -128,7 +129,7 @@ def _mean_activation(distiller: DetectionDistiller, batches: Sequence[Batch]) ->
 def _unweighted(criterion: Any, temperature: float) -> FGDLoss:
     """A copy of the loss with weights of 1 and this temperature."""
     if not isinstance(criterion, FGDLoss):
-        raise TypeError(f"criterion: expected an FGDLoss, got {type(criterion).__name__}")
+        raise FGDTypeError(f"criterion: expected an FGDLoss, got {type(criterion).__name__}")
     criterion = copy.deepcopy(criterion)
     criterion.alpha = criterion.beta = criterion.gamma = criterion.lambda_ = 1.0
     criterion.temperature = temperature

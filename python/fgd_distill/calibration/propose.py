@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fgd_kernels import PRESETS
 
 from ..criterion import TERMS, WEIGHTS, FGDConfig
+from ..errors import FGDValueError
 from .measure import Measurement, temperature_for
 
 
@@ -30,9 +30,9 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < float("inf"):
-            raise ValueError(f"low, high: expected 0 < low <= high, got low={self.low} and high={self.high}")
+            raise FGDValueError(f"low, high: expected 0 < low <= high, got low={self.low} and high={self.high}")
         if not len(TERMS) * self.low <= self.total <= len(TERMS) * self.high:
-            raise ValueError(
+            raise FGDValueError(
                 f"total: expected {len(TERMS)} terms within low and high to sum to it, that is from "
                 f"{len(TERMS) * self.low:g} to {len(TERMS) * self.high:g}, got {self.total}"
             )
@@ -70,7 +70,7 @@ def propose(
     off = [getattr(config, name) == 0 for name in WEIGHTS]
     active = [not none and 0 < share < float("inf") for share, none in zip(unit, off, strict=True)]
     if not any(active):
-        raise ValueError(f"expected terms of the loss above 0 and finite, got {dict(zip(TERMS, unit, strict=True))}")
+        raise FGDValueError(f"expected terms of the loss above 0 and finite, got {dict(zip(TERMS, unit, strict=True))}")
     preset = [ratio * share for ratio, share, on in zip(ratios, unit, active, strict=True) if on]
     # Terms that are off or always 0 leave their part of the total to nobody.
     total = bounds.total * sum(active) / len(TERMS)
@@ -94,13 +94,3 @@ def _fit(shares: Sequence[float], total: float, bounds: Bounds) -> tuple[float, 
         middle = (below * above) ** 0.5
         below, above = (middle, above) if sum(held(middle)) < total else (below, middle)
     return above, held(above)
-
-
-def guess_preset(student: Any, default: str) -> str:
-    """The preset for the student's family: by its class's name, or ``default`` for a name that tells nothing."""
-    name = type(student).__name__.lower()
-    if hasattr(student, "roi_heads") or "rcnn" in name:
-        return "two_stage"
-    families = {"fcos": "one_stage_anchor_free", "yolo": "one_stage_anchor_free"}
-    families |= {"retinanet": "one_stage_anchor", "ssd": "one_stage_anchor"}
-    return next((preset for family, preset in families.items() if family in name), default)

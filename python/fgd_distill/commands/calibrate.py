@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import shlex
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -15,13 +14,13 @@ from pytorch_lightning.cli import LightningArgumentParser
 from fgd_kernels import PRESETS
 
 from ..calibration.measure import measure
-from ..calibration.propose import Bounds, guess_preset, propose
+from ..calibration.propose import Bounds, propose
 from ..calibration.report import overlay, report
-from ..criterion import FGDConfig, resolved
-from ..data.datamodule import Batch, CocoDataModule
+from ..criterion import FGDConfig, guess_preset, resolved
+from ..data.datamodule import Batch
+from ..errors import FGDValueError
 from ..files import atomic_write
-from ..training.module import DetectionModule
-from .main import DistillCLI, package_config
+from ..training.run import DistillCLI
 
 
 @dataclass
@@ -50,29 +49,17 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.batches < 1:
-            raise ValueError(f"batches: expected at least 1, got {self.batches}")
+            raise FGDValueError(f"batches: expected at least 1, got {self.batches}")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected a number > 0, or None, got {self.temperature}")
+            raise FGDValueError(f"temperature: expected a number > 0, or None, got {self.temperature}")
         self.bounds = Bounds(self.total, self.low, self.high)
 
 
 class CalibrateCLI(DistillCLI):
     """The configuration of ``fit`` with the settings of a calibration, parsed and built but not run."""
 
-    def __init__(self, args: Sequence[str]) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            super().__init__(
-                DetectionModule,
-                CocoDataModule,
-                args=[package_config(arg) for arg in args],
-                run=False,
-                seed_everything_default=0,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-            )
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
         parser.add_class_arguments(Calibration)
         # The files to calibrate for need not ask for the loss yet: its weights are what is to be found.
         parser.set_defaults({"model.fgd": {"preset": FGDConfig.preset}})
@@ -85,7 +72,9 @@ class CalibrateCLI(DistillCLI):
     def weights(self) -> FGDConfig:
         """As the configuration has them."""
         if self.config.model.fgd is None:
-            raise ValueError("model.fgd: expected weights, or no word of them, got null: there is no loss to calibrate")
+            raise FGDValueError(
+                "model.fgd: expected weights, or no word of them, got null: there is no loss to calibrate"
+            )
         return FGDConfig(**self.config.model.fgd.as_dict())
 
 

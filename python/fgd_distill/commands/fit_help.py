@@ -8,11 +8,12 @@ import textwrap
 
 from docstring_parser import parse
 
+from ..criterion import FGDConfig
 from ..data.datamodule import CocoDataModule
 from ..detectors.by_name import DetectorConfig
 from ..schedule import Schedule
 from ..training.learning_rate import LrMilestones
-from ..training.module import DetectionModule, FGDConfig
+from ..training.module import DetectionModule
 from ..training.teacher_cache import CacheConfig
 
 SECTIONS = (
@@ -45,7 +46,7 @@ trainer: Lightning's Trainer. Often used:
 {sections}
 `fgd-distill {command} --help-all` lists every option of Lightning's with its type.
 """
-COMMANDS = {
+TRAINING = {
     "fit": ("Trains a detector, alone or with a teacher.", "a checkpoint to continue, bit for bit on a CPU"),
     "validate": ("Evaluates a detector by COCO metrics.", "the checkpoint to evaluate; or give model.student.weights"),
 }
@@ -53,7 +54,7 @@ COMMANDS = {
 
 def help_page(command: str) -> str:
     """The help of ``fit`` or ``validate``."""
-    summary, checkpoint = COMMANDS[command]
+    summary, checkpoint = TRAINING[command]
     sections = "".join(_section(name, described) for name, described in SECTIONS)
     return PAGE.format(command=command, summary=summary, checkpoint=checkpoint, sections=sections)
 

@@ -22,6 +22,7 @@ from ..data.image_files import UnreadableImageError, read_image
 from ..data.labels import CategoryLabels
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import read_checkpoint
+from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -127,10 +128,10 @@ def _predictions(model: nn.Module, batches: Any, device: str) -> Iterator[tuple[
 def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> tuple[nn.Module, CategoryLabels | None]:
     if (checkpoint is None) == (detector is None):
         got = "neither" if checkpoint is None else "both"
-        raise ValueError(f"checkpoint: expected either it or a detector with weights, got {got}")
+        raise FGDValueError(f"checkpoint: expected either it or a detector with weights, got {got}")
     if detector is not None:
         if detector.weights is None:
-            raise ValueError("detector.weights: expected a file with trained weights, got None: it would see noise")
+            raise FGDValueError("detector.weights: expected a file with trained weights, got None: it would see noise")
         return build_detector(detector), None
     config, student, labels = read_checkpoint(str(checkpoint))
     model = build_detector(config)
@@ -143,10 +144,10 @@ def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:
         dataset = open_coco(folder, Path(annotations))
         return [NamedImage(image_id, dataset.path_of(image_id), dataset.size_of(image_id)) for image_id in dataset.ids]
     if not folder.is_dir():
-        raise FileNotFoundError(f"images: expected a folder, found none at {folder}")
+        raise FGDFileNotFoundError(f"images: expected a folder, found none at {folder}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(
+        raise FGDValueError(
             f"images: expected a folder with images ({', '.join(sorted(SUFFIXES))}), found none in {folder}"
         )
     numbers = [int(path.stem) for path in paths if path.stem.isdecimal()]

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torchvision.datasets import CocoDetection, VisionDataset
 
+from ..errors import FGDFileNotFoundError, FGDValueError
 from .coco_json import read_coco_json
 from .image_files import MAX_PIXELS, read_image
 
@@ -75,12 +76,12 @@ def open_coco(
             that makes no sense; the message names file and entry.
     """
     if not images.is_dir():
-        raise FileNotFoundError(f"expected a folder of images, found none at {images}")
+        raise FGDFileNotFoundError(f"expected a folder of images, found none at {images}")
     if not annotations.is_file():
-        raise FileNotFoundError(f"expected a COCO annotation file, found none at {annotations}")
+        raise FGDFileNotFoundError(f"expected a COCO annotation file, found none at {annotations}")
     content = read_coco_json(annotations)
     if not content["images"]:
-        raise ValueError(f"{annotations}: expected at least one image, it lists none")
+        raise FGDValueError(f"{annotations}: expected at least one image, it lists none")
     _check_inside(content["images"], annotations)
     dataset = CocoImages(images, content, max_pixels)
     _check_images(dataset, images, annotations, skip_missing)
@@ -96,7 +97,7 @@ def _check_inside(listed: list[dict[str, Any]], annotations: Path) -> None:
         name = image["file_name"]
         for path in (PurePosixPath(name), PureWindowsPath(name)):
             if path.is_absolute() or path.drive or path.root or ".." in path.parts:
-                raise ValueError(
+                raise FGDValueError(
                     f"{annotations}: expected file_name in images[{index}] to lie in the folder of images, got {name!r}"
                     "; write paths relative to that folder, without .."
                 )
@@ -122,7 +123,7 @@ def _check_images(dataset: CocoImages, images: Path, annotations: Path, skip_mis
     if near:
         told += "; but there is " + ", ".join(f"{found!r} for {name!r}" for name, found in near)
     if not skip_missing or len(missing) == len(listed):
-        raise FileNotFoundError(f"{told} ...; mend the names, or leave such images out by skip_missing")
+        raise FGDFileNotFoundError(f"{told} ...; mend the names, or leave such images out by skip_missing")
     log.warning("%s ...; they are left out", told)
     dataset.ids = [image_id for image_id in dataset.ids if image_id not in missing]
 
@@ -168,7 +169,9 @@ def _keep_masked(dataset: CocoImages, path: Path) -> None:
     if not left_out:
         return
     if not kept:
-        raise ValueError(f"{path}: expected instance masks, none of {left_out} annotations has a usable segmentation")
+        raise FGDValueError(
+            f"{path}: expected instance masks, none of {left_out} annotations has a usable segmentation"
+        )
     log.warning("%s: %d annotations have no usable segmentation and are left out", path, left_out)
     content["annotations"] = kept
     dataset.index()

@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..errors import FGDValueError
+
 log = logging.getLogger("fgd_distill.data")
 Entry = dict[str, Any]
 
@@ -27,17 +29,17 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a COCO detection json, could not read it: {error!r}") from error
+        raise FGDValueError(f"{path}: expected a COCO detection json, could not read it: {error!r}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a COCO detection json, got a {type(content).__name__} at its top")
+        raise FGDValueError(f"{path}: expected a COCO detection json, got a {type(content).__name__} at its top")
     for key in ("images", "annotations", "categories"):
         entries = content.get(key)
         if not isinstance(entries, list):
             got = f"missing are the keys ['{key}']" if key not in content else f"{key} is {_shown(entries)}"
-            raise ValueError(f"{path}: expected a COCO detection json with lists of entries, {got}")
+            raise FGDValueError(f"{path}: expected a COCO detection json with lists of entries, {got}")
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise ValueError(
+                raise FGDValueError(
                     f"{path}: expected a COCO detection json, whose {key}[{index}] is an object, got {_shown(entry)}"
                 )
     _Cleaner(path).clean(content)
@@ -71,14 +73,14 @@ class _Cleaner:
         image["id"] = self._id(image, "id", where)
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{self.path}: expected a file_name of every image, got {_shown(name)} in {where}")
+            raise FGDValueError(f"{self.path}: expected a file_name of every image, got {_shown(name)} in {where}")
         for key in ("width", "height"):
             if image.get(key) is None:
                 image.pop(key, None)
                 continue
             size = _integer(image[key])
             if size is None or size < 1:
-                raise ValueError(
+                raise FGDValueError(
                     f"{self.path}: expected {key} in {where} ({name}) to be a number of pixels, "
                     f"got {_shown(image[key])}"
                 )
@@ -88,30 +90,30 @@ class _Cleaner:
         named = f"annotation {annotation.get('id')} ({where})"
         box: Any = annotation.get("bbox")
         if not _is_box(box):
-            raise ValueError(
+            raise FGDValueError(
                 f"{self.path}: expected bbox [x, y, width, height] of finite numbers in {named}, got {_shown(box)}"
             )
         annotation["image_id"] = self._id(annotation, "image_id", named)
         annotation["category_id"] = self._id(annotation, "category_id", named)
         if annotation["category_id"] not in categories:
-            raise ValueError(
+            raise FGDValueError(
                 f"{self.path}: {named} has category_id {annotation['category_id']}, which is not among the categories"
             )
         crowd = annotation.get("iscrowd")
         annotation["iscrowd"] = 0 if crowd is None else _integer(int(crowd) if isinstance(crowd, bool) else crowd)
         if annotation["iscrowd"] not in (0, 1):
-            raise ValueError(f"{self.path}: expected iscrowd 0 or 1 in {named}, got {_shown(crowd)}")
+            raise FGDValueError(f"{self.path}: expected iscrowd 0 or 1 in {named}, got {_shown(crowd)}")
         area = annotation.get("area")
         if area is None:
             annotation["area"] = box[2] * box[3]
         elif not _is_number(area):
-            raise ValueError(f"{self.path}: expected area to be a finite number in {named}, got {_shown(area)}")
+            raise FGDValueError(f"{self.path}: expected area to be a finite number in {named}, got {_shown(area)}")
 
     def _id(self, entry: Entry, key: str, where: str) -> int:
         value = entry.get(key)
         number = _integer(value)
         if number is None:
-            raise ValueError(
+            raise FGDValueError(
                 f"{self.path}: expected a COCO detection json with an integer {key} in {where}, got {_shown(value)}; "
                 "number images and categories, and refer to them by their numbers"
             )
@@ -124,7 +126,7 @@ class _Cleaner:
         twice = [value for value, count in counts.items() if count > 1]
         if twice:
             names = [entry.get(name) for entry in entries if entry["id"] == twice[0]]
-            raise ValueError(
+            raise FGDValueError(
                 f"{self.path}: expected every id in {key} once, got {len(twice)} more than once, such as {twice[0]} of "
                 f"{names[:3]}; give each its own and let annotations refer to it"
             )
@@ -147,7 +149,7 @@ def check_same_categories(train: dict[str, Any], train_path: Path, val: dict[str
         elif None not in (name, theirs[number]) and str(name).strip() != str(theirs[number]).strip():
             differs.append(f"{number} is {theirs[number]!r} in training and {name!r} in validation")
     if differs:
-        raise ValueError(
+        raise FGDValueError(
             f"{val_path}: expected the categories of {train_path}, {len(differs)} differ: {'; '.join(differs[:4])}; "
             "write both files with one list of categories"
         )

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
+from ..errors import FGDOSError, FGDRuntimeError, FGDValueError
 from .coco_folder import open_coco
 from .coco_json import check_same_categories
 from .image_files import MAX_PIXELS, UnreadableImageError
@@ -109,7 +110,7 @@ class CocoFolder(Dataset):
                     log.warning(
                         "unreadable image, the next takes its place (%d so far): %s", len(self.unreadable), error
                     )
-        raise OSError(
+        raise FGDOSError(
             f"{UNREADABLE_IN_A_ROW} images in a row, or all, are unreadable, among them {self.unreadable[candidate]}"
         )
 
@@ -171,9 +172,9 @@ class CocoDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+            raise FGDValueError(f"expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
         if first_label not in (None, 0, 1):
-            raise ValueError(f"first_label: expected 0, 1 or none, got {first_label}")
+            raise FGDValueError(f"first_label: expected 0, 1 or none, got {first_label}")
         base = Path(root)
         self.train_paths = (base / train_images, base / train_annotations)
         self.val_paths = (base / val_images, base / val_annotations)
@@ -189,7 +190,7 @@ class CocoDataModule(pl.LightningDataModule):
         if stage == "fit" and self.train_set is None:
             self.train_set = self._open(self.train_paths, self.train_transforms)
             if not self.train_set.coco.anns:
-                raise ValueError(f"{self.train_paths[1]}: expected objects to learn from, it has no annotations")
+                raise FGDValueError(f"{self.train_paths[1]}: expected objects to learn from, it has no annotations")
         if self.val_set is None:
             self.val_set = self._open(self.val_paths)
         if self.train_set is not None:
@@ -210,10 +211,10 @@ class CocoDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: CocoFolder | None, **order: Any) -> ResumableLoader:
         if dataset is None:
-            raise RuntimeError("the data module was not set up: call setup('fit') or setup('validate') first")
+            raise FGDRuntimeError("the data module was not set up: call setup('fit') or setup('validate') first")
         batches = JointBatches(len(dataset), self.batch_size, **order)
         if not len(batches):
-            raise ValueError(
+            raise FGDValueError(
                 f"batch_size: expected at most the {len(dataset)} training images, got {batches.joint_batch_size} "
                 "over all processes"
             )

@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from ..errors import FGDRuntimeError, FGDValueError
 from ..processes import gather
 from .labels import CategoryLabels
 
@@ -66,12 +67,12 @@ class CocoEvaluator:
             ValueError: the lengths differ, the annotations do not have an image, or masks are missing.
         """
         if len(predictions) != len(image_ids):
-            raise ValueError(f"expected one image id a prediction, got {len(image_ids)} for {len(predictions)}")
+            raise FGDValueError(f"expected one image id a prediction, got {len(image_ids)} for {len(predictions)}")
         for prediction, image_id in zip(predictions, image_ids, strict=True):
             if image_id not in self.ground_truth.imgs:
-                raise ValueError(f"image_id: expected an image of the annotation file, got {image_id}")
+                raise FGDValueError(f"image_id: expected an image of the annotation file, got {image_id}")
             if self.masks and "masks" not in prediction:
-                raise ValueError(f"predictions: expected masks for the metrics of masks, got {sorted(prediction)}")
+                raise FGDValueError(f"predictions: expected masks for the metrics of masks, got {sorted(prediction)}")
             # By id: a distributed sampler repeats images to fill the last batch, which must not count twice.
             self._results[int(image_id)] = coco_results(int(image_id), prediction, self.labels)
 
@@ -82,7 +83,7 @@ class CocoEvaluator:
         """
         results = gather(self._results)
         if not results:
-            raise RuntimeError("no image was evaluated: call update() before compute()")
+            raise FGDRuntimeError("no image was evaluated: call update() before compute()")
         flat = [detection for detections in results.values() for detection in detections]
         metrics = dict(zip(METRICS, self._evaluate("bbox", flat, sorted(results)), strict=True))
         if self.masks:

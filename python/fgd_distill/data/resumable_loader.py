@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import FGDValueError
 from ..processes import process_rank
 
 
@@ -132,7 +133,7 @@ class ResumableLoader(DataLoader):
         differs = [key for key in ("images", "joint_batch_size", "seed") if state[key] != expected[key]]
         if state["batches"] and differs:
             told = ", ".join(f"{key} {state[key]} (now {expected[key]})" for key in differs)
-            raise ValueError(
+            raise FGDValueError(
                 f"the checkpoint lies within an epoch, after {state['batches']} batches of a training with {told}; "
                 "resume with the same data and joint batch size, or from a checkpoint at an epoch's end"
             )

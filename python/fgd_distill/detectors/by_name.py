@@ -13,6 +13,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from ..errors import FGDTypeError, FGDValueError
 from .weights import load_state, load_weights, read_state, resolve_weights
 
 # Short names of the functions that build the two detectors of the digits data.
@@ -104,27 +105,27 @@ def build_detector(config: DetectorConfig) -> nn.Module:
 def _own_detector(name: str, config: DetectorConfig) -> nn.Module:
     """What the function ``module:function`` builds."""
     if config.backbone_weights is not None:
-        raise ValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
+        raise FGDValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
     module, _, function = name.partition(":")
     try:
         build = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"detector name: expected module:function, cannot import {name!r}: {error}") from error
+        raise FGDValueError(f"detector name: expected module:function, cannot import {name!r}: {error}") from error
     model = build(num_classes=config.num_classes, **config.options)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"detector name: expected {name} to return a torch.nn.Module, got {type(model).__name__}")
+        raise FGDTypeError(f"detector name: expected {name} to return a torch.nn.Module, got {type(model).__name__}")
     return model
 
 
 def _named_detector(config: DetectorConfig) -> nn.Module:
     if config.name not in detector_names():
         close = difflib.get_close_matches(config.name, detector_names(), n=3) or detector_names()
-        raise ValueError(f"detector name: expected one of {close}, or module:function, got {config.name!r}")
+        raise FGDValueError(f"detector name: expected one of {close}, or module:function, got {config.name!r}")
     family, _, backbone = config.name.removesuffix("_fpn").partition("_")
     if family in FAMILIES and backbone in BACKBONES:
         return _resnet_detector(family, backbone, config)
     if config.backbone_weights is not None:
-        raise ValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
+        raise FGDValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
     options = {"weights": None, "weights_backbone": None, **config.options}
     return getattr(detection, config.name)(num_classes=config.num_classes, **options)
 

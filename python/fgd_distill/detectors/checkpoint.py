@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.labels import CategoryLabels
+from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import atomic_write
 from .by_name import DetectorConfig, build_detector
 from .weights import load_weights
@@ -36,9 +37,9 @@ def student_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     found = {name: (owner[1:], inner) for name, (owner, _, inner) in parts.items() if inner}
     owners = sorted({owner for owner, _ in found.values()})
     if not found:
-        raise ValueError(f"checkpoint: expected entries of a student, got {sorted(state)[:5]}")
+        raise FGDValueError(f"checkpoint: expected entries of a student, got {sorted(state)[:5]}")
     if len(owners) > 1:
-        raise ValueError(f"checkpoint: expected one student, got those of {owners}; keep the entries of one of them")
+        raise FGDValueError(f"checkpoint: expected one student, got those of {owners}; keep the entries of one of them")
     return {inner.replace(COMPILED_PREFIX, ""): state[name] for name, (_, inner) in found.items()}
 
 
@@ -58,15 +59,15 @@ def read_checkpoint(checkpoint: str | Path) -> StoredStudent:
         ValueError: it was not written by ``fgd-distill fit``.
     """
     if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
+        raise FGDFileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
     expected = f"{checkpoint}: expected a checkpoint of fgd-distill fit"
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{expected}, could not read it: {error}") from error
+        raise FGDValueError(f"{expected}, could not read it: {error}") from error
     if not isinstance(content, Mapping) or "detector" not in content:
         got = f"the keys {sorted(content)[:8]}" if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(f"{expected}, got {got}")
+        raise FGDValueError(f"{expected}, got {got}")
     labels = CategoryLabels.from_state(content.get("labels"))
     return StoredStudent(DetectorConfig(**content["detector"]), student_state_dict(content), labels)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..errors import FGDFileNotFoundError, FGDValueError
+
 PACKAGE_WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
@@ -20,7 +22,7 @@ def resolve_weights(weights: str | Path) -> Path:
     name = str(weights)
     path = PACKAGE_WEIGHTS / name.removeprefix("package:") if name.startswith("package:") else Path(name)
     if not path.is_file():
-        raise FileNotFoundError(f"weights: expected a file with a state dict, found none at {path}")
+        raise FGDFileNotFoundError(f"weights: expected a file with a state dict, found none at {path}")
     return path
 
 
@@ -49,13 +51,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: expected a file of torch.save with tensors, could not read it: {error}") from error
+        raise FGDValueError(
+            f"{path}: expected a file of torch.save with tensors, could not read it: {error}"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         is_checkpoint = isinstance(state, dict) and "state_dict" in state
         hint = "; make one with: fgd-distill export-student" if is_checkpoint else ""
-        raise ValueError(f"{path}: expected a state dict of tensors, got {_describe(state)}{hint}")
+        raise FGDValueError(f"{path}: expected a state dict of tensors, got {_describe(state)}{hint}")
     return state
 
 
@@ -65,7 +69,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         lines = str(error).splitlines()
         shown = "\n".join(line[:300] for line in lines[:8])
-        raise ValueError(f"{path}: the weights do not fit {type(model).__name__}:\n{shown}") from error
+        raise FGDValueError(f"{path}: the weights do not fit {type(model).__name__}:\n{shown}") from error
 
 
 def _describe(state: object) -> str:

@@ -17,13 +17,16 @@ import torch
 import yaml
 
 from ..data.evaluation import METRICS
+from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import atomic_write
+from ..machine import machine
+from ..shipped import CONFIGS
 from ..text_table import aligned
 from .dataset import make_digits
 from .paper_tables import ALONE, FULL, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
-from .results import PACKAGES, machine, row_of
+from .results import PACKAGES, row_of
+from .runs import fit, seconds
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 BASE = ("digits_inherit.yaml", "digits_fgd.yaml")
 STEPS = 200
 COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "fgd", "command", "machine", "versions")
@@ -72,7 +75,7 @@ def ablate(
     """
     chosen = chosen_tables(tables)
     if not seeds or steps < 1:
-        raise ValueError(f"expected at least one seed and one step, got seeds {list(seeds)} and steps {steps}")
+        raise FGDValueError(f"expected at least one seed and one step, got seeds {list(seeds)} and steps {steps}")
     settings = settings_of(chosen)
     lines = read_lines(Path(output))
     _check_same(lines, settings, steps, output)
@@ -104,7 +107,7 @@ def overlay_of(setting: str) -> tuple[str, ...]:
         return BASE
     name = f"ablations/{setting}.yaml"
     if not (CONFIGS / name).is_file():
-        raise FileNotFoundError(f"setting: expected an overlay at {CONFIGS / name}, found none")
+        raise FGDFileNotFoundError(f"setting: expected an overlay at {CONFIGS / name}, found none")
     return (*BASE, name)
 
 
@@ -117,8 +120,6 @@ def fgd_of(setting: str) -> str:
 
 
 def _run(data: Path, setting: str, seed: int, steps: int, workers: int, command: str) -> Line:
-    from .demo import fit, seconds  # here, because it imports cli, which lists this command
-
     overlay = [f"--config={name}" for name in overlay_of(setting)]
     quiet = ("--trainer.enable_progress_bar=false", f"--trainer.logger.init_args.name=ablations/{setting}_seed{seed}")
     cli = fit(data, seed, steps, (*overlay, *quiet), workers)
@@ -153,7 +154,7 @@ def read_lines(path: Path) -> list[Line]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"output: expected a file of fgd-distill ablate at {path}, got {reader.fieldnames}")
+            raise FGDValueError(f"output: expected a file of fgd-distill ablate at {path}, got {reader.fieldnames}")
         return list(reader)
 
 
@@ -174,9 +175,9 @@ def _check_same(lines: Sequence[Line], settings: Sequence[str], steps: int, outp
     """Refuses to put runs of different lengths or weights into one table."""
     for line in lines:
         if line["steps"] != str(steps):
-            raise ValueError(f"steps: expected {line['steps']}, as the runs in {output} have, got {steps}")
+            raise FGDValueError(f"steps: expected {line['steps']}, as the runs in {output} have, got {steps}")
         if line["setting"] in settings and line["fgd"] != fgd_of(line["setting"]):
-            raise ValueError(
+            raise FGDValueError(
                 f"{output}: the run {line['setting']} was made with {line['fgd']}, the configuration is now "
                 f"{fgd_of(line['setting'])}; name another output, or delete the line to run it again"
             )

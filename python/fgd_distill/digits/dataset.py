@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..errors import FGDFileExistsError, FGDValueError
+
 # Part of dataset.json: raise it whenever the same seed would give other pixels, so that old folders are not mistaken.
 RECIPE_VERSION = 1
 SPLITS = ("train", "val")
@@ -48,10 +50,10 @@ class DigitsSettings:
 
     def __post_init__(self) -> None:
         if self.image_size < 64:
-            raise ValueError(f"image_size: expected at least 64 pixels, got {self.image_size}")
+            raise FGDValueError(f"image_size: expected at least 64 pixels, got {self.image_size}")
         for name in ("train_images", "val_images"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+                raise FGDValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
 def make_digits(
@@ -127,13 +129,13 @@ def _refuse_foreign(folder: Path, settings: DigitsSettings) -> None:
         return
     manifest = _read_manifest(folder)
     if manifest is not None and manifest != _manifest(settings):
-        raise FileExistsError(
+        raise FGDFileExistsError(
             f"{folder} holds a data set made with other settings: expected {_manifest(settings)}, found {manifest}; "
             "choose another folder or delete this one"
         )
     foreign = sorted({entry.name for entry in folder.iterdir()} - {"images", "annotations", "dataset.json"})
     if foreign:
-        raise FileExistsError(f"{folder}: expected an empty folder or a digits data set, found also {foreign[:5]}")
+        raise FGDFileExistsError(f"{folder}: expected an empty folder or a digits data set, found also {foreign[:5]}")
 
 
 def _write_dataset(folder: Path, settings: DigitsSettings, progress: bool) -> None:

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningCLI
 
-from ..commands.main import run
 from ..detectors.checkpoint import export_student
 from ..detectors.weights import PACKAGE_WEIGHTS
 from ..training.profiling import StepCost, measure_step
+from ..training.run import run
 from .dataset import make_digits
 from .results import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv
+from .runs import fit, seconds
 from .summary import write_summary
 
 STEPS = 600
@@ -116,31 +116,6 @@ def compare(data: Path, seed: int, options: argparse.Namespace) -> list[Row]:
         cli = fit(data, seed, steps, (), options.workers)
         rows.append(row_of(EQUAL_TIME, seed, steps, cli, seconds(cli)))
     return rows
-
-
-def fit(data: Path, seed: int, steps: int, overlay: Sequence[str], workers: int) -> LightningCLI:
-    """One training of the student through the command line's path, validated at its end."""
-    return run(
-        [
-            "fit",
-            "--config=digits_student.yaml",
-            *overlay,
-            f"--seed_everything={seed}",
-            f"--data.root={data}",
-            f"--data.seed={seed}",
-            f"--data.num_workers={workers}",
-            f"--trainer.max_steps={steps}",
-            f"--trainer.val_check_interval={steps}",
-            f"--model.lr_scheduler.init_args.total_steps={steps}",
-            "--trainer.enable_checkpointing=false",
-        ]
-    )
-
-
-def seconds(cli: LightningCLI) -> float:
-    """Training time without the validation inside it."""
-    timer = next(callback for callback in cli.trainer_defaults["callbacks"] if isinstance(callback, Timer))
-    return timer.time_elapsed("train") - timer.time_elapsed("validate")
 
 
 def step_cost(cli: LightningCLI) -> StepCost | None:

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..errors import FGDValueError
+
 Line = dict[str, str]
 ALONE, FULL = "alone", "fgd"  # settings without an overlay of their own: no distillation, and digits_fgd.yaml as it is
 
@@ -109,7 +111,7 @@ def chosen_tables(numbers: Iterable[int]) -> list[PaperTable]:
     numbers = list(numbers)
     unknown = [number for number in numbers if number not in TABLES]
     if unknown or not numbers:
-        raise ValueError(f"tables: expected numbers among {', '.join(map(str, TABLES))}, got {unknown or numbers}")
+        raise FGDValueError(f"tables: expected numbers among {', '.join(map(str, TABLES))}, got {unknown or numbers}")
     return [TABLES[number] for number in dict.fromkeys(numbers)]
 
 

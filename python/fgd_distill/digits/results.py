@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +13,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from ..data.evaluation import METRICS
 from ..files import atomic_write
+from ..machine import machine
 from ..text_table import aligned
 from ..training.profiling import StepCost
 
@@ -63,16 +62,6 @@ def row_of(
     metrics = {name: float(logged[f"val/{name}"]) for name in METRICS}
     parameters = sum(parameter.numel() for parameter in cli.model.detector.parameters())
     return Row(method, seed, steps, parameters, metrics, seconds, cost)
-
-
-def machine() -> str:
-    """The processor's model and the number of cores, without anything that names this one machine."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def print_table(rows: Sequence[Row]) -> None:

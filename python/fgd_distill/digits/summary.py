@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import FGDValueError
 from ..files import atomic_write
 from .results import EQUAL_TIME, FULL
 
@@ -54,7 +55,7 @@ def write_summary(path: str | Path) -> Path:
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     if not lines:
-        raise ValueError(f"{path}: expected the demo's rows, found none")
+        raise FGDValueError(f"{path}: expected the demo's rows, found none")
     methods = list(dict.fromkeys(line["method"] for line in lines))
     page = PAGE.format(
         command=lines[0]["command"],

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..detectors.by_name import DetectorConfig, build_detector
+from ..errors import FGDValueError
 from .images import coco_image, image_file
 from .style import HEAT, check_png, save
 from .view import TEACHER, AttentionView, view_attention
@@ -42,7 +43,7 @@ def draw_attention(
     count = len(view.foreground)
     levels = list(range(count)) if levels is None else list(levels)
     if not levels or not all(0 <= level < count for level in levels):
-        raise ValueError(f"levels: expected some of 0 to {count - 1}, got {levels}")
+        raise FGDValueError(f"levels: expected some of 0 to {count - 1}, got {levels}")
     columns = 1 + len(view.spatial)
     tall = WIDTH * view.picture.shape[1] / view.picture.shape[2]
     heights = [height + TITLE for _ in levels for height in (tall, min(WIDTH, max(tall, 1.3)))]
@@ -156,9 +157,9 @@ def show_attention(
     check_png(output)
     if (image is None) == (annotations is None) or (images is None) != (annotations is None):
         got = {"image": image, "images": images, "annotations": annotations}
-        raise ValueError(f"expected either image, or images and annotations, got {got}")
+        raise FGDValueError(f"expected either image, or images and annotations, got {got}")
     if teacher.weights is None:
-        raise ValueError("teacher.weights: expected a file with trained weights, got None: it would look at noise")
+        raise FGDValueError("teacher.weights: expected a file with trained weights, got None: it would look at noise")
     if images is not None and annotations is not None:
         pixels, boxes, labels = coco_image(images, annotations, index)
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import FGDValueError
 from .curves import metrics_file, read_metrics
 from .style import COLOURS, check_png, labelled, save, tidy
 
@@ -49,7 +50,7 @@ def plot_ap(
     if methods is not None:
         unknown = [method for method in methods if method not in scores]
         if unknown or not methods:
-            raise ValueError(f"methods: expected some of {list(scores)}, got {methods}")
+            raise FGDValueError(f"methods: expected some of {list(scores)}, got {methods}")
         scores = {method: scores[method] for method in methods}
     save(draw_ap(scores), output)
 
@@ -110,14 +111,14 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     metrics = read_metrics(metrics_file(path))
     last = {name: [metrics[f"val/{name}"][1][-1]] for name in GROUPS if f"val/{name}" in metrics}
     if "AP" not in last:
-        raise ValueError(f"{path}: expected a validation's val/AP, found {list(metrics)}")
+        raise FGDValueError(f"{path}: expected a validation's val/AP, found {list(metrics)}")
     return {label: last}
 
 
 def _of_table(path: Path, rows: list[dict[str, str]], column: str) -> dict[str, Scores]:
     missing = [name for name in GROUPS if name not in rows[0]]
     if missing:
-        raise ValueError(f"{path}: expected the columns {list(GROUPS)}, missing are {missing}")
+        raise FGDValueError(f"{path}: expected the columns {list(GROUPS)}, missing are {missing}")
     scores: dict[str, Scores] = {}
     for row in rows:
         of_method = scores.setdefault(row[column], {name: [] for name in GROUPS})

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import FGDFileNotFoundError, FGDValueError
 from .style import check_png, labelled, save, style_of, tidy
 
 Series = tuple[list[int], list[float]]  # steps and values
@@ -57,7 +58,7 @@ def draw_curves(
         ValueError: a term that no run has, or smoothing out of range.
     """
     if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing: expected 0 <= smoothing <= 1, got {smoothing}")
+        raise FGDValueError(f"smoothing: expected 0 <= smoothing <= 1, got {smoothing}")
     names = _chosen(metrics, terms)
     columns = min(COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
@@ -85,7 +86,7 @@ def metrics_file(path: Path) -> Path:
     """
     found = [path] if path.is_file() else sorted(path.rglob("metrics.csv"), key=lambda file: file.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"runs: expected a metrics.csv or a folder that holds one, found none at {path}")
+        raise FGDFileNotFoundError(f"runs: expected a metrics.csv or a folder that holds one, found none at {path}")
     if len(found) > 1:
         print(f"{path}: {len(found)} files called metrics.csv, taking the newest: {found[-1]}")
     return found[-1]
@@ -101,14 +102,14 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
         reader = csv.DictReader(file)
         names, rows = list(reader.fieldnames or ()), list(reader)
     if "step" not in names:
-        raise ValueError(f"{path}: expected a metrics.csv of Lightning's CSVLogger, with a column 'step'")
+        raise FGDValueError(f"{path}: expected a metrics.csv of Lightning's CSVLogger, with a column 'step'")
     series: dict[str, Series] = {}
     for name in names:
         points = [(int(float(row["step"])), float(row[name])) for row in rows if row.get(name) and row["step"]]
         if name not in ("step", "epoch") and points:
             series[name] = ([step for step, _ in points], [value for _, value in points])
     if not series:
-        raise ValueError(f"{path}: expected logged values, found none; did the training reach its first log?")
+        raise FGDValueError(f"{path}: expected logged values, found none; did the training reach its first log?")
     return series
 
 
@@ -144,10 +145,10 @@ def _chosen(metrics: Mapping[str, Mapping[str, Series]], terms: Sequence[str] | 
     for term in TERMS if terms is None else terms:
         matching = [name for name in known if fnmatchcase(name, term)]
         if not matching and terms is not None:
-            raise ValueError(f"terms: expected some of {known}, got {term!r}")
+            raise FGDValueError(f"terms: expected some of {known}, got {term!r}")
         chosen += matching
     if not chosen:
-        raise ValueError(f"terms: none of {list(TERMS)} is in the files; name some of {known}")
+        raise FGDValueError(f"terms: none of {list(TERMS)} is in the files; name some of {known}")
     return list(dict.fromkeys(chosen))
 
 

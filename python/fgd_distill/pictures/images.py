@@ -10,6 +10,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..data.datamodule import CocoFolder
 from ..data.image_files import UnreadableImageError, read_image
+from ..errors import FGDFileNotFoundError, FGDValueError
 
 Annotated = tuple[Tensor, Tensor, Tensor]  # (3, h, w) float in 0..1, boxes (n, 4) xyxy, labels (n,)
 
@@ -22,11 +23,11 @@ def image_file(path: str | Path) -> Annotated:
         ValueError: it is not an image.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"image: expected a file, found none at {path}")
+        raise FGDFileNotFoundError(f"image: expected a file, found none at {path}")
     try:
         pixels = pil_to_tensor(read_image(path))
     except UnreadableImageError as error:
-        raise ValueError(f"image: expected an image file, could not read {error}") from error
+        raise FGDValueError(f"image: expected an image file, could not read {error}") from error
     return pixels.float() / 255, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
@@ -39,8 +40,8 @@ def coco_image(images: str | Path, annotations: str | Path, index: int) -> Annot
     """
     dataset = CocoFolder(images, annotations)
     if not 0 <= index < len(dataset):
-        raise ValueError(f"index: expected 0 to {len(dataset) - 1}, as {annotations} has images, got {index}")
+        raise FGDValueError(f"index: expected 0 to {len(dataset) - 1}, as {annotations} has images, got {index}")
     pixels, target = dataset[index]
     if index in dataset.unreadable:  # then this is the next one, which is good for training only
-        raise ValueError(f"index: expected a readable image, got {index}: {dataset.unreadable[index]}")
+        raise FGDValueError(f"index: expected a readable image, got {index}: {dataset.unreadable[index]}")
     return pixels, target["boxes"], target["labels"]

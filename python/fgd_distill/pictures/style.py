@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import FGDValueError
 from ..files import atomic_path
 
 # Okabe and Ito's palette without its yellow, which is too pale for a line on white.
@@ -48,7 +49,7 @@ def check_png(output: str | Path) -> Path:
         ValueError: it does not end in ``.png``.
     """
     if Path(output).suffix.lower() != ".png":
-        raise ValueError(f"output: expected a file name that ends in .png, got {str(output)!r}")
+        raise FGDValueError(f"output: expected a file name that ends in .png, got {str(output)!r}")
     return Path(output)
 
 
@@ -64,7 +65,7 @@ def labelled(runs: str | Sequence[str] | Mapping[str, str], name: str) -> dict[s
         listed = [Path(runs)] if isinstance(runs, str) else [Path(run) for run in runs]
         paths = dict(zip(_short_names(listed), listed, strict=True))
     if not paths:
-        raise ValueError(f"{name}: expected at least one path, got none")
+        raise FGDValueError(f"{name}: expected at least one path, got none")
     return paths
 
 
@@ -75,4 +76,4 @@ def _short_names(paths: list[Path]) -> list[str]:
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(paths):
             return names
-    raise ValueError(f"expected different paths, got one of them twice: {[str(path) for path in paths]}")
+    raise FGDValueError(f"expected different paths, got one of them twice: {[str(path) for path in paths]}")

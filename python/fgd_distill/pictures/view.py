@@ -19,6 +19,7 @@ from fgd_kernels import reference
 
 from ..adapters import DetectorAdapter, adapter_for, backbone_features
 from ..distiller import layer_names
+from ..errors import FGDValueError
 
 TEACHER = "teacher"
 
@@ -71,9 +72,9 @@ def view_attention(
             cannot share one input or give different numbers of feature maps.
     """
     if not students or TEACHER in students:
-        raise ValueError(f"students: expected models by names other than {TEACHER!r}, got {list(students)}")
+        raise FGDValueError(f"students: expected models by names other than {TEACHER!r}, got {list(students)}")
     if not temperature > 0:
-        raise ValueError(f"temperature: expected a number > 0, got {temperature}")
+        raise FGDValueError(f"temperature: expected a number > 0, got {temperature}")
     first = next(iter(students.values()))
     adapter = adapter or adapter_for(first)
     for student in students.values():
@@ -88,7 +89,7 @@ def view_attention(
     }
     counts = {name: len(maps) for name, maps in features.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"layers: expected as many feature maps of every model, got {counts}")
+        raise FGDValueError(f"layers: expected as many feature maps of every model, got {counts}")
     packed = fgd.pack_boxes([moved], [tuple(batch.shape[-2:])], moved.device)
     return AttentionView(
         picture=_as_seen(batch[0], first),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..errors import FGDValueError
+
 
 @dataclass(frozen=True)
 class LrMilestones:
@@ -26,12 +28,12 @@ class LrMilestones:
 
     def __post_init__(self) -> None:
         if any(m < 1 for m in self.milestones) or sorted(set(self.milestones)) != list(self.milestones):
-            raise ValueError(f"milestones: expected rising numbers of epochs, got {self.milestones}")
+            raise FGDValueError(f"milestones: expected rising numbers of epochs, got {self.milestones}")
         if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps: expected 0 or more, got {self.warmup_steps}")
+            raise FGDValueError(f"warmup_steps: expected 0 or more, got {self.warmup_steps}")
         for name, value in (("gamma", self.gamma), ("warmup_start", self.warmup_start)):
             if not 0 < value <= 1:
-                raise ValueError(f"{name}: expected a factor above 0 and not above 1, got {value}")
+                raise FGDValueError(f"{name}: expected a factor above 0 and not above 1, got {value}")
 
     def factor(self, step: int, steps_an_epoch: float) -> float:
         """The factor at an optimizer step.

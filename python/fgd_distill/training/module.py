@@ -26,6 +26,7 @@ from ..data.resumable_loader import JointBatches, derived_seed
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import student_state_dict
 from ..distiller import DetectionDistiller
+from ..errors import FGDTypeError, FGDValueError
 from ..inheriting import inherit as inherit_from
 from ..schedule import Schedule
 from .learning_rate import LrMilestones
@@ -75,7 +76,7 @@ class DetectionModule(pl.LightningModule):
         _check_teacher(teacher, inherit, fgd)
         _check_unused(fgd, schedule=schedule, teacher_cache=teacher_cache)
         if lr_scheduler is not None and lr_milestones is not None:
-            raise ValueError("lr_milestones: expected it or lr_scheduler, got both")
+            raise FGDValueError("lr_milestones: expected it or lr_scheduler, got both")
         self.student_config, self.cache_config = student, teacher_cache
         self.make_optimizer, self.make_scheduler, self.lr_milestones = optimizer, lr_scheduler, lr_milestones
         self.seed = torch.initial_seed()  # seed_everything's
@@ -106,7 +107,7 @@ class DetectionModule(pl.LightningModule):
     def _data(self, name: str) -> CocoFolder:
         dataset = getattr(getattr(self.trainer, "datamodule", None), name, None)
         if not isinstance(dataset, CocoFolder):
-            raise TypeError(f"datamodule: expected a CocoDataModule with a {name}, got {type(dataset).__name__}")
+            raise FGDTypeError(f"datamodule: expected a CocoDataModule with a {name}, got {type(dataset).__name__}")
         return dataset
 
     @property
@@ -134,14 +135,16 @@ class DetectionModule(pl.LightningModule):
         _check_labels(train_set, self.detector, self.student_config.num_classes)
         loader: Any = self.trainer.train_dataloader
         if not isinstance(loader.batch_sampler, JointBatches):
-            raise ValueError("trainer.use_distributed_sampler: expected false, the data module shares out its batches")
+            raise FGDValueError(
+                "trainer.use_distributed_sampler: expected false, the data module shares out its batches"
+            )
         loader.steps_an_epoch = int(self.trainer.num_training_batches)
         if self.distiller is None:
             return
         self.distiller.check_optimizer(*self.trainer.optimizers)
         if self.cache_config is not None:
             if train_set.differs_between_epochs():
-                raise ValueError(
+                raise FGDValueError(
                     "teacher_cache: expected images that are the same in every epoch, but data.train_transforms "
                     "change them at random; leave out either"
                 )
@@ -226,7 +229,7 @@ class DetectionModule(pl.LightningModule):
         elif stored["first_label"] != dataset.labels.first_label or (
             stored["first_label"] is not None and stored != dataset.labels.state()
         ):
-            raise ValueError(
+            raise FGDValueError(
                 f"ckpt_path: expected the labels of the checkpoint, data.first_label={stored['first_label']} for the "
                 f"categories {stored['categories'][:8]} ..., got {dataset.labels.first_label} for "
                 f"{dataset.labels.categories[:8]} ..."
@@ -235,30 +238,32 @@ class DetectionModule(pl.LightningModule):
 
 def _check_teacher(teacher: DetectorConfig | None, inherit: bool, fgd: FGDConfig | None) -> None:
     if teacher is None and (inherit or fgd is not None):
-        raise ValueError("teacher: inherit and fgd need one, got None")
+        raise FGDValueError("teacher: inherit and fgd need one, got None")
     if teacher is not None and not inherit and fgd is None:
-        raise ValueError("teacher: expected inherit: true or fgd: {...} beside it, got neither, so it would be unused")
+        raise FGDValueError(
+            "teacher: expected inherit: true or fgd: {...} beside it, got neither, so it would be unused"
+        )
     if teacher is not None and teacher.weights is None:
-        raise ValueError("teacher.weights: expected a file with trained weights, got None: it would teach noise")
+        raise FGDValueError("teacher.weights: expected a file with trained weights, got None: it would teach noise")
 
 
 def _check_unused(fgd: FGDConfig | None, **options: object) -> None:
     for name, value in options.items():
         if fgd is None and value is not None:
-            raise ValueError(f"{name}: expected fgd: {{...}} beside it, got none, so it would be unused")
+            raise FGDValueError(f"{name}: expected fgd: {{...}} beside it, got none, so it would be unused")
 
 
 def _check_labels(train_set: CocoFolder, detector: nn.Module, num_classes: int) -> None:
     largest = train_set.max_label()
     if train_set.labels.first_label is not None and num_classes != largest + 1:
-        raise ValueError(
+        raise FGDValueError(
             f"num_classes: expected {largest + 1}, one more than the largest label that data.first_label="
             f"{train_set.labels.first_label} gives {len(train_set.labels.categories)} categories, got {num_classes}"
         )
     if largest >= num_classes:
-        raise ValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
+        raise FGDValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
     if hasattr(detector, "roi_heads") and train_set.uses_label(0):
-        raise ValueError(
+        raise FGDValueError(
             "category id: expected 1 or more, because this detector's class 0 is the background; got 0 in annotations; "
             "count labels from 1 by --data.first_label=1, with num_classes the number of categories plus one"
         )
@@ -275,4 +280,6 @@ def _check_fits(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None
     ]
     if differs:
         shown = "\n  ".join(sorted(differs)[:4])
-        raise ValueError(f"ckpt_path: the checkpoint does not fit, {len(differs)} tensors differ, such as\n  {shown}")
+        raise FGDValueError(
+            f"ckpt_path: the checkpoint does not fit, {len(differs)} tensors differ, such as\n  {shown}"
+        )

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import FGDFileExistsError, FGDOSError, FGDValueError
 from ..files import atomic_write
 from ..processes import process_rank
 
@@ -76,13 +77,13 @@ class TeacherCache:
         if (self.folder / MANIFEST).is_file():
             self._compare(json.loads((self.folder / MANIFEST).read_text()))
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise FileExistsError(f"{self.folder}: expected an empty folder or a teacher cache, found other files")
+            raise FGDFileExistsError(f"{self.folder}: expected an empty folder or a teacher cache, found other files")
 
     def _compare(self, found: dict[str, Any]) -> None:
         differs = [key for key, value in self.manifest.items() if found.get(key) != value]
         if differs:
             told = "; ".join(f"{key}: {found.get(key)} there, {self.manifest[key]} here" for key in differs)
-            raise ValueError(
+            raise FGDValueError(
                 f"{self.folder}: holds the feature maps of another set-up ({told}); choose another folder for the "
                 "teacher cache, or delete this one"
             )
@@ -118,7 +119,7 @@ class TeacherCache:
 
     def _check_frame(self, frame: list[int]) -> None:
         if self.frame is not None and frame != self.frame:
-            raise ValueError(
+            raise FGDValueError(
                 f"teacher cache: expected batches of {self.frame[0]}x{self.frame[1]} pixels as before, got "
                 f"{frame[0]}x{frame[1]}; an image's maps depend on its batch's padding, so the detector needs one "
                 "size, such as student.options: {fixed_size: [width, height]}"
@@ -133,7 +134,7 @@ class TeacherCache:
         free = shutil.disk_usage(self.folder).free
         told = f"{self.images} images in {self.folder} need {size / 1e9:.3g} GB as {self.config.dtype}"
         if size > min(free, self.config.max_gb * 1e9):
-            raise OSError(f"teacher cache: {told}; max_gb is {self.config.max_gb:g}, free are {free / 1e9:.3g} GB")
+            raise FGDOSError(f"teacher cache: {told}; max_gb is {self.config.max_gb:g}, free are {free / 1e9:.3g} GB")
         if process_rank()[0] == 0:
             print(f"teacher cache: {told}; free are {free / 1e9:.3g} GB", flush=True)
         self.frame = frame
@@ -153,7 +154,7 @@ class TeacherCache:
             log.warning("teacher cache: %s is damaged and made again: %s", path, error)
             return None
         if not torch.allclose(stored["thumbnail"], thumbnail, rtol=0, atol=1e-3):
-            raise ValueError(
+            raise FGDValueError(
                 f"teacher cache: image {image_id} looks different from when its maps were stored in {self.folder}; "
                 "the cache needs the same pixels in every epoch: no random train_transforms, no random sizes"
             )
@@ -162,7 +163,7 @@ class TeacherCache:
     def _rounded(self, level: Tensor, image_id: int) -> Tensor:
         rounded = level.detach().to("cpu", self.dtype)
         if not rounded.isfinite().all():
-            raise ValueError(
+            raise FGDValueError(
                 f"teacher cache: a feature of image {image_id} is not finite in {self.config.dtype}; "
                 "use bfloat16 or float32"
             )

@@ -1,0 +1,25 @@
+"""``fgd-distill fit`` and ``validate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..training.run import run
+from .fit_help import help_page
+
+
+def fit(options: Sequence[str]) -> None:
+    """Trains a detector, alone or with a teacher."""
+    _run("fit", options)
+
+
+def validate(options: Sequence[str]) -> None:
+    """Evaluates a detector by COCO metrics."""
+    _run("validate", options)
+
+
+def _run(command: str, options: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(options):
+        print(help_page(command))
+    else:
+        run([command, *("--help" if option == "--help-all" else option for option in options)])

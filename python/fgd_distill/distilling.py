@@ -1,0 +1,98 @@
+"""From two detectors to a distiller in one call."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from .adapters import DetectorAdapter, adapter_for
+from .criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, guess_preset, resolved
+from .distiller import DetectionDistiller, TeacherCache
+from .errors import FGDTypeError
+from .schedule import Schedule
+from .taps import layer_names
+
+
+def distil(
+    student: nn.Module,
+    teacher: nn.Module,
+    preset: str | None = None,
+    layers: str | Sequence[str] | None = None,
+    teacher_layers: str | Sequence[str] | None = None,
+    adapter: DetectorAdapter | None = None,
+    resize_teacher: bool = False,
+    schedule: Schedule | None = None,
+    teacher_cache: TeacherCache | None = None,
+    verbose: bool = True,
+    **loss: Any,
+) -> DetectionDistiller:
+    """A distiller of two detectors: adapter, layers, channels, loss and preset are found, and told in a line each.
+
+    Make the optimizer from ``distiller.parameters()``: the loss has parameters, too.
+
+    Args:
+        student: the detector to train.
+        teacher: the detector to learn from, with its weights; it is frozen.
+        preset: the loss's weights and temperature, ``two_stage``, ``one_stage_anchor`` or ``one_stage_anchor_free``;
+            None takes those of the student's family.
+        layers: name or names of the student's modules whose outputs are distilled; None takes the neck's.
+        teacher_layers: the same of the teacher; None takes the names in ``layers``, or the neck's.
+        adapter: knows how the detectors are run; None chooses one by the student's class.
+        resize_teacher: whether teacher maps of another height and width are resized to the student's.
+        schedule: when the loss counts; it needs ``distiller.set_step``. None: always.
+        teacher_cache: asked for the teacher's maps instead of the teacher itself.
+        verbose: whether the decisions are printed.
+        loss: in place of the preset's: ``alpha``, ``beta``, ``gamma``, ``lambda_``, ``temperature``; and
+            ``level_weights``, ``attention``, ``split``, ``backend``, as ``fgd_kernels.FGDLoss`` takes them.
+
+    Returns:
+        the distiller, in training mode, its loss on the student's device.
+
+    Raises:
+        TypeError: there is no adapter for the detectors, one is wrapped, or an argument is unknown.
+        ValueError: a layer does not exist, the detectors give different numbers of maps or cannot share one input, or
+            a setting of the loss is out of range.
+    """
+    _check_names(loss)
+    chosen = "given" if adapter else f"for {type(student).__name__}"
+    adapter = adapter or adapter_for(student)
+    adapter.check_pair(student, teacher)
+    teacher_layers = layers if teacher_layers is None else teacher_layers
+    ours = adapter.default_layers(student) if layers is None else layer_names(layers)
+    theirs = adapter.default_layers(teacher) if teacher_layers is None else layer_names(teacher_layers)
+    config = FGDConfig(preset or guess_preset(student, FGDConfig.preset), **loss)
+    criterion = build_criterion(student, teacher, ours, theirs, config, adapter)
+    criterion.to(next(student.parameters()).device)
+    distiller = DetectionDistiller(
+        student, teacher, criterion, ours, theirs, adapter, resize_teacher, schedule, teacher_cache
+    ).train()
+    if verbose:
+        temperature, weights = resolved(config)
+        named = ", ".join(f"{name} {weight:g}" for name, weight in zip(WEIGHTS, weights, strict=True))
+        channels = [_channels(level.student_channels for level in criterion.levels)]
+        channels += [_channels(level.teacher_channels for level in criterion.levels)]
+        whose = "given" if preset else "by the student's class"
+        print(f"distil: adapter {type(adapter).__name__}, {chosen}")
+        print(f"distil: layers {', '.join(ours)} of the student, {', '.join(theirs)} of the teacher")
+        print(
+            f"distil: {len(criterion.levels)} maps, channels {channels[0]} of the student, {channels[1]} of the teacher"
+        )
+        print(f"distil: {len(TERMS)} terms, {config.preset} ({whose}): temperature {temperature:g}, {named}")
+    return distiller
+
+
+def _channels(counts: Iterable[int]) -> str:
+    counts = list(counts)
+    return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
+
+
+def _check_names(loss: dict[str, Any]) -> None:
+    known = [field.name for field in fields(FGDConfig) if field.name != "preset"]
+    for name in loss.keys() - set(known):
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise FGDTypeError(f"{name}: expected one of {', '.join(known)}, got an unknown argument{meant}")

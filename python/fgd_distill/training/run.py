@@ -1,0 +1,65 @@
+"""Running a training from configuration files and options: the parser behind ``fit``, ``validate`` and their kin."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from ..data.datamodule import CocoDataModule
+from .bases import with_bases
+from .module import DetectionModule
+
+SUBCOMMANDS = ("fit", "validate")
+# Abbreviated options would make a slip of a name another option.
+PARSER: dict[str, Any] = {"allow_abbrev": False}
+USAGE = "fgd-distill {command} --config FILE [--config FILE ...] [--<option> VALUE ...]"
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with this package's model and data.
+
+    Args:
+        options: configurations and what is laid over them.
+        command: what runs, ``fit`` or ``validate``; None builds trainer, model and data, and runs nothing.
+    """
+
+    def __init__(self, options: Sequence[str], command: str | None = None) -> None:
+        usages = {name: PARSER | {"usage": USAGE.format(command=name)} for name in SUBCOMMANDS}
+        arguments = with_bases(options)
+        with warnings.catch_warnings():
+            # It warns of args beside a command line. Here they are the command line, or a script's own call.
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().__init__(
+                DetectionModule,
+                CocoDataModule,
+                args=arguments if command is None else [command, *arguments],
+                run=command is not None,
+                # The data module shares out its batches among processes by itself.
+                trainer_defaults={"callbacks": [Timer()], "use_distributed_sampler": False},
+                seed_everything_default=0,
+                # Only a training owns its folder: validating with other options must not replace its config.yaml.
+                save_config_callback=SaveConfigCallback if command == "fit" else None,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                parser_kwargs=PARSER | (usages if command else {}),
+            )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: LightningCLI.subcommands()[name] for name in SUBCOMMANDS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--base", type=str | None, help="in a file: the configuration that it is laid over")
+
+    def before_instantiate_classes(self) -> None:
+        # The file that a training writes has everything, whatever it was built on.
+        (self.config if self.subcommand is None else self.config[self.subcommand]).base = None
+
+
+def run(args: Sequence[str]) -> DistillCLI:
+    """Runs ``fit`` or ``validate`` with these arguments and returns the CLI, which has ``trainer`` and ``model``."""
+    return DistillCLI(args[1:], args[0])
