@@ -104,10 +104,16 @@ def attention_loss(student_s: Tensor, teacher_s: Tensor, student_c: Tensor, teac
 
 
 def gc_context(features: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> Tensor:
-    """The inner sum of (12): features averaged with softmax(W_k·F + b_k) over an image's pixels; (N, C)."""
+    """The inner sum of (12): features averaged with softmax(W_k·F + b_k) over an image's pixels; (N, C).
+
+    The weights sum to 1, so the average may be subtracted from the features first. In ∂L/∂W_k that leaves little to
+    cancel: where one pixel has all the weight, its feature minus the average is 0, and no rounding stands for it.
+    """
     logits = torch.einsum("nchw,c->nhw", features, mask_weight.flatten()) + mask_bias
     weights = F.softmax(logits.flatten(1), dim=1).view_as(logits)
-    return torch.einsum("nchw,nhw->nc", features, weights)
+    with torch.no_grad():
+        average = torch.einsum("nchw,nhw->nc", features, weights)
+    return average + torch.einsum("nchw,nhw->nc", features - average[:, :, None, None], weights)
 
 
 def gc_transform(context: Tensor, parameters: Sequence[Tensor]) -> Tensor:

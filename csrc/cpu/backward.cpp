@@ -5,16 +5,14 @@
 
 namespace fgd::cpu {
 
-// ∂L/∂ctx of both nets for every level and image, ū = g_ctx·ctx, all [levels][2][N][...].
+// ∂L/∂ctx of both nets for every level and image, [levels][2][N][C].
 template <class A>
 struct ContextGrads {
   int64_t stride;  // between two nets of a level: N·C of the widest level
-  std::vector<A> grads, means;
-  int images;
+  std::vector<A> grads;
   const A* grad(int level, int net, int image, int channels) const {
     return &grads[(2 * level + net) * stride + int64_t{image} * channels];
   }
-  A mean(int level, int net, int image) const { return means[(2 * level + net) * images + image]; }
 };
 
 template <class A>
@@ -34,9 +32,8 @@ template <class A>
 static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, const A* grads, const A* stats,
                                      const std::vector<void*>& gc_block) {
   const int levels = static_cast<int>(p.levels.size());
-  ContextGrads<A> out{int64_t{p.images} * largest_channels(p), {}, {}, p.images};
+  ContextGrads<A> out{int64_t{p.images} * largest_channels(p), {}};
   out.grads.resize(2 * levels * out.stride);
-  out.means.resize(2 * levels * p.images);
   if (p.gc_block.empty()) return out;
   int hidden = 1;
   for (int h : p.gc_hidden) hidden = std::max(hidden, h);
@@ -52,12 +49,6 @@ static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, cons
         grad_added[int64_t{n} * C + c] = factor * level_stats[(int64_t{n} * kStats + kStatShiftGrad) * C + c];
     gc_kernels<A>().backward(gc_transform<A>(p, level, net), transform_grads<A>(gc_block, level, net), context,
                              int64_t{kStats} * C, grad_added, grad_context, grad_added + out.stride);
-    for (int n = 0; n < p.images; ++n) {
-      double sum = 0;
-      for (int c = 0; c < C; ++c)
-        sum += static_cast<double>(grad_context[int64_t{n} * C + c]) * context[int64_t{n} * kStats * C + c];
-      out.means[task * p.images + n] = static_cast<A>(sum);
-    }
   });
   return out;
 }
@@ -85,10 +76,10 @@ static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, 
   chunk.attention_grad = image_stats + kStatAttentionGrad * C;
   chunk.shift = p.gc_block.empty() ? zeros.data() : image_stats + kStatShift * C;
   chunk.key_s = gc_key<A>(p, task.level, false, zeros);
+  chunk.context_s = p.gc_block.empty() ? zeros.data() : image_stats + kStatContextS * C;
+  chunk.context_t = p.gc_block.empty() ? zeros.data() : image_stats + kStatContextT * C;
   chunk.context_grad_s = contexts.grad(task.level, 0, task.image, C);
   chunk.context_grad_t = contexts.grad(task.level, 1, task.image, C);
-  chunk.mean_s = contexts.mean(task.level, 0, task.image);
-  chunk.mean_t = contexts.mean(task.level, 1, task.image);
   return chunk;
 }
 
@@ -113,19 +104,27 @@ static void point_gradient(const Pyramid& p, const ChunkTask& task, const std::v
   chunk.stream = int64_t{level.channels} * level.pixels() * p.images * size > kStreamBytes;
 }
 
-// ∂L/∂Wk: the chunks' parts, in order. ∂L/∂bk is 0: a shift of all logits changes no softmax.
+// ∂L/∂Wk = Σ w·F - ctx·Σ w: the chunks' parts, in order. ∂L/∂bk is 0, because a shift of all logits changes no softmax;
+// or NaN, where a factor is not finite. parts: [tasks][2][stride], C sums of w·F and one of w.
 template <class A>
-static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks, const std::vector<A>& parts,
-                          int stride, const std::vector<void*>& gc_block) {
+static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks, const A* stats,
+                          const std::vector<A>& parts, int stride, const std::vector<void*>& gc_block) {
   std::vector<double> sum(2 * stride);
   for (size_t i = 0; i < tasks.size(); ++i) {
     const int level = tasks[i].level, C = p.levels[level].channels;
-    for (int k = 0; k < 2 * stride; ++k) sum[k] += parts[i * 2 * stride + k];
+    for (int net = 0; net < 2; ++net) {
+      const A* part = &parts[(2 * i + net) * stride];
+      const A* context = stats + p.stats_offset(level, tasks[i].image) + (net ? kStatContextT : kStatContextS) * C;
+      double* total = &sum[net * stride];
+      const double factors = part[C];
+      for (int c = 0; c < C; ++c) total[c] += part[c] - context[c] * factors;
+      total[C] += factors;
+    }
     if (i + 1 < tasks.size() && tasks[i + 1].level == level) continue;
     for (int net = 0; net < 2; ++net) {
       A* weight = static_cast<A*>(gc_block[level * kGcTensors + 2 * net]);
       for (int c = 0; c < C; ++c) weight[c] = static_cast<A>(sum[net * stride + c]);
-      *static_cast<A*>(gc_block[level * kGcTensors + 2 * net + 1]) = 0;
+      *static_cast<A*>(gc_block[level * kGcTensors + 2 * net + 1]) = static_cast<A>(0 * sum[net * stride + C]);
     }
     std::fill(sum.begin(), sum.end(), 0.);
   }
@@ -138,19 +137,20 @@ void backward(const Pyramid& p, const Executor& run, const A* grads, const A* ma
   const ContextGrads<A> contexts = context_grads(p, run, grads, stats, gc_block);
   const std::vector<ChunkTask> tasks = chunk_tasks(p);
   const std::vector<A> zeros(C);
-  std::vector<A> key_grads(gc_block.empty() ? 0 : tasks.size() * 2 * C);
+  const int stride = C + 1;  // of a chunk's key gradients
+  std::vector<A> key_grads(gc_block.empty() ? 0 : tasks.size() * 2 * stride);
   // A multiple of 64 bytes: the kernel's scratch lies behind it.
   const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, (C + 16 + 7) / 8 * 8);
   run(tasks.size(), discard + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
     BackwardChunk<A> chunk = backward_chunk(p, tasks[i], grads, maps, stats, contexts, zeros);
     point_gradient(p, tasks[i], student, scratch, chunk);
     if (!gc_block.empty()) {
-      chunk.key_grad_s = &key_grads[i * 2 * C];
-      chunk.key_grad_t = chunk.key_grad_s + C;
+      chunk.key_grad_s = &key_grads[i * 2 * stride];
+      chunk.key_grad_t = chunk.key_grad_s + stride;
     }
     chunk_kernels<A>(p, tasks[i].level).backward(chunk, static_cast<char*>(scratch) + discard);
   });
-  if (!gc_block.empty()) sum_key_grads(p, tasks, key_grads, C, gc_block);
+  if (!gc_block.empty()) sum_key_grads(p, tasks, stats, key_grads, stride, gc_block);
 }
 
 template void backward<float>(const Pyramid&, const Executor&, const float*, const float*, const float*,

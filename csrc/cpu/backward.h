@@ -4,9 +4,13 @@
 //              + 2·g_gl·(d + r[c])                                                           global loss, direct
 //              + g_at·sign(s)·( h_S[p] + h_C[c] )                                            attention loss
 //              + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
-//   ∂L/∂Wk_s[c] = Σp q[p]·(u[p] - ū)·s[c,p], and the same of the teacher
+//   ∂L/∂Wk_s[c] = Σp w[p]·(s[c,p] - ctx[c]),  w = q·(u - ū),  and the same of the teacher
 //
 // where h_S and h_C are what the forward pass saved. Per tile: first u, from memory; then the gradient, from cache.
+//
+// Where few pixels hold all the weight, their s is ctx, their u is ū, and what is left of u - ū is rounding. Two things
+// keep that out of ∂L/∂Wk: ū is ctx projected by the very operations that project a pixel, so that a pixel which equals
+// ctx gets w = 0; and ctx is subtracted from s, in the sum: Σ w·s - ctx·Σ w, of the very same w.
 #pragma once
 
 #include "tile.h"
@@ -15,10 +19,12 @@ namespace fgd::cpu::FGD_ISA {
 
 template <class A>
 struct BackwardScratch {
-  A *u_s, *u_t;       // each [kMaxTilePixels]: u, then q·(u - ū)
-  A *feature, *sign;  // each [kMaxTilePixels]: the factor of d·A^C_t, and g_at·h_S
-  A* context;         // [kMaxTilePixels]: q of the student, 0 past the end of the tile
-  Vec<A>* key_grads;  // [C][2], or as the layout wants it
+  A *u_s, *u_t;             // each [kMaxTilePixels]: u, then q·(u - ū)
+  A *feature, *sign;        // each [kMaxTilePixels]: the factor of d·A^C_t, and g_at·h_S
+  A* context;               // [kMaxTilePixels]: q of the student, 0 past the end of the tile
+  Vec<A>* key_grads;        // [C][2], or as the layout wants it
+  A mean_s, mean_t;         // ū
+  Vec<A> sum_s{}, sum_t{};  // of w = q·(u - ū)
   BackwardScratch(void* memory, int channels) {
     A* at = static_cast<A*>(memory);
     A** const maps[] = {&u_s, &u_t, &feature, &sign, &context};
@@ -28,7 +34,7 @@ struct BackwardScratch {
   }
 };
 
-// A channel's factors.
+// A channel's factors. sign(s) = 0 must not hide an attention that is not finite: such a factor is in `shift`, too.
 template <class A>
 struct ChannelFactors {
   A attention, direct, shift, sign, context, key;
@@ -36,12 +42,12 @@ struct ChannelFactors {
 
 template <class A>
 inline ChannelFactors<A> channel_factors(const BackwardChunk<A>& k, int c) {
-  return {
-      k.attention[c],      2 * k.grad_global, 2 * k.grad_global * k.shift[c], k.grad_attention * k.attention_grad[c],
-      k.context_grad_s[c], k.key_s[c]};
+  const A sign = k.grad_attention * k.attention_grad[c];
+  return {k.attention[c], 2 * k.grad_global,   2 * k.grad_global * k.shift[c] + 0 * sign,
+          sign,           k.context_grad_s[c], k.key_s[c]};
 }
 
-// From the saved maps and u to a tile's factors.
+// From the saved maps and u to a tile's factors. As for channels, a sign's factor that is not finite is in `context`.
 template <class A>
 inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, BackwardScratch<A>& work) {
   const A fg = 2 * k.grad_fg, bg = -2 * k.grad_bg;
@@ -50,11 +56,30 @@ inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, Ba
     const Vec<A> focal = lanes.load(k.maps[kMapFocal] + p);
     const Vec<A> q_s = lanes.load(k.maps[kMapContextS] + p), q_t = lanes.load(k.maps[kMapContextT] + p);
     store<A>(work.feature + j, focal * select<A>((Bits<A>)(focal > 0), broadcast(fg), broadcast(bg)));
-    store<A>(work.sign + j, k.grad_attention * lanes.load(k.maps[kMapAttention] + p));
-    store<A>(work.context + j, q_s);
-    store<A>(work.u_s + j, q_s * (load<A>(work.u_s + j) - k.mean_s));
-    store<A>(work.u_t + j, q_t * (load<A>(work.u_t + j) - k.mean_t));
+    const Vec<A> sign = k.grad_attention * lanes.load(k.maps[kMapAttention] + p);
+    const Vec<A> w_s = q_s * (load<A>(work.u_s + j) - work.mean_s), w_t = q_t * (load<A>(work.u_t + j) - work.mean_t);
+    store<A>(work.sign + j, sign);
+    store<A>(work.context + j, q_s + 0 * sign);
+    store<A>(work.u_s + j, w_s);
+    store<A>(work.u_t + j, w_t);
+    work.sum_s += w_s;
+    work.sum_t += w_t;
   });
+}
+
+// The context vectors as an image of one pixel, whose projections are ū.
+template <class A>
+inline BackwardChunk<A> contexts_as_features(BackwardChunk<A> k) {
+  k.student = {k.context_s, 1, 1};
+  k.teacher = {k.context_t, 1, 1};
+  return k;
+}
+
+// Behind a chunk's key gradients: the sums of their factors.
+template <class A>
+inline void write_factor_sums(const BackwardChunk<A>& k, const BackwardScratch<A>& work) {
+  k.key_grad_s[k.channels] = sum_lanes<A>(work.sum_s);
+  k.key_grad_t[k.channels] = sum_lanes<A>(work.sum_t);
 }
 
 // ---- NCHW ----------------------------------------------------------------------------------------------------------
@@ -79,11 +104,22 @@ inline void add_projections(const BackwardChunk<A>& k, const Tile& tile, int c, 
     for (int i = 0; i < K; ++i) {
       prefetch(s[i] + j + ahead_s);
       prefetch(t[i] + j + ahead_t);
-      us += grad_s[i] * lanes.load(s[i] + j);
-      ut += grad_t[i] * lanes.load(t[i] + j);
+      us = multiply_add<A>(broadcast(grad_s[i]), lanes.load(s[i] + j), us);
+      ut = multiply_add<A>(broadcast(grad_t[i]), lanes.load(t[i] + j), ut);
     }
     add_to<A>(u[0] + j, us);
     add_to<A>(u[1] + j, ut);
+  });
+}
+
+// u of a tile's pixels.
+template <class A, class S, class T>
+inline void project_rows(const BackwardChunk<A>& k, const Tile& tile, BackwardScratch<A>& work) {
+  A* const total[] = {work.u_s, work.u_t};
+  A* const part[] = {work.feature, work.sign};  // not needed yet
+  sum_channel_blocks<A>(k.channels, tile.pixels, 2, total, part, [&](int c, int end, A* const* u) {
+    for (; c + 4 <= end; c += 4) add_projections<4, A, S, T>(k, tile, c, u);
+    for (; c < end; ++c) add_projections<1, A, S, T>(k, tile, c, u);
   });
 }
 
@@ -93,13 +129,22 @@ struct PixelFactors {
   Vec<A> feature, sign, context, u_s, u_t;
 };
 
+template <class A>
+FGD_INLINE Vec<A> all(A x) {
+  return broadcast(x);
+}
+template <class A>
+FGD_INLINE Vec<A> all(Vec<A> x) {
+  return x;
+}
+
 template <class A, class Channel>
 FGD_INLINE Vec<A> gradient(Vec<A> s, Vec<A> t, const Channel& c, const PixelFactors<A>& p) {
-  const Vec<A> d = s - t;
-  Vec<A> g = d * (c.attention * p.feature + c.direct) + c.shift;
+  const Vec<A> focal = multiply_add<A>(all<A>(c.attention), p.feature, all<A>(c.direct));
+  Vec<A> g = multiply_add<A>(s - t, focal, all<A>(c.shift));
   g += sign_times<A>(s, p.sign + c.sign);
-  g += c.context * p.context;
-  return g + c.key * p.u_s;
+  g = multiply_add<A>(all<A>(c.context), p.context, g);
+  return multiply_add<A>(all<A>(c.key), p.u_s, g);
 }
 
 // The gradient and the key gradients of K channels from c on.
@@ -128,8 +173,8 @@ inline void write_rows(const BackwardChunk<A>& k, const Tile& tile, int c, Backw
       prefetch_far(s[i] + j + ahead);
       prefetch_far(t[i] + j + ahead);
       const Vec<A> sv = lanes.load(s[i] + j), tv = lanes.load(t[i] + j);
-      key_s[i] += p.u_s * sv;
-      key_t[i] += p.u_t * tv;
+      key_s[i] = multiply_add<A>(p.u_s, sv, key_s[i]);
+      key_t[i] = multiply_add<A>(p.u_t, tv, key_t[i]);
       const Vec<A> value = gradient<A>(sv, tv, f[i], p);
       if constexpr (Stream && lanes.kAll)
         stream<A>(g[i] + j, value);
@@ -148,14 +193,12 @@ template <class A, class S, class T>
 void backward_nchw(const BackwardChunk<A>& k, void* scratch) {
   BackwardScratch<A> work(scratch, k.channels);
   const int step = tile_pixels(k.channels, sizeof(S) + sizeof(T));
+  project_rows<A, A, A>(contexts_as_features(k), Tile{0, 1, false}, work);
+  work.mean_s = work.u_s[0];
+  work.mean_t = work.u_t[0];
   for (int first = 0; first < k.pixels; first += step) {
     const Tile tile = tile_at(first, step, k.pixels);
-    A* const total[] = {work.u_s, work.u_t};
-    A* const part[] = {work.feature, work.sign};  // not needed yet
-    sum_channel_blocks<A>(k.channels, tile.pixels, 2, total, part, [&](int c, int end, A* const* u) {
-      for (; c + 4 <= end; c += 4) add_projections<4, A, S, T>(k, tile, c, u);
-      for (; c < end; ++c) add_projections<1, A, S, T>(k, tile, c, u);
-    });
+    project_rows<A, S, T>(k, tile, work);
     finish_pixel_factors<A>(k, tile, work);
     for (int c = 0; c < k.channels; ++c) {
       const S* g = static_cast<const S*>(k.grad) + c * k.grad_channel + tile.first * k.grad_pixel;
@@ -170,6 +213,7 @@ void backward_nchw(const BackwardChunk<A>& k, void* scratch) {
     k.key_grad_s[c] = sum_lanes<A>(work.key_grads[2 * c]);
     k.key_grad_t[c] = sum_lanes<A>(work.key_grads[2 * c + 1]);
   }
+  write_factor_sums(k, work);
 }
 
 // ---- channels_last -------------------------------------------------------------------------------------------------
@@ -188,8 +232,8 @@ inline void project_four_pixels(const BackwardChunk<A>& k, const int* pixel, A* 
     const Vec<A> gs = lanes.load(k.context_grad_s + c), gt = lanes.load(k.context_grad_t + c);
     FGD_UNROLL
     for (int i = 0; i < 4; ++i) {
-      sum[2 * i] += gs * lanes.load(s[i] + c);
-      sum[2 * i + 1] += gt * lanes.load(t[i] + c);
+      sum[2 * i] = multiply_add<A>(gs, lanes.load(s[i] + c), sum[2 * i]);
+      sum[2 * i + 1] = multiply_add<A>(gt, lanes.load(t[i] + c), sum[2 * i + 1]);
     }
   });
   sum_lanes_of_8<A>(total, out);
@@ -208,9 +252,10 @@ FGD_INLINE void write_channel_vector(const BackwardChunk<A>& k, const Tile& tile
   const S* s = row<S>(k.student, c, tile.first);
   const T* t = row<T>(k.teacher, c, tile.first);
   S* g = static_cast<S*>(k.grad) + c * k.grad_channel + tile.first * k.grad_pixel;
+  const Vec<A> sign = k.grad_attention * lanes.load(k.attention_grad + c);
   const ChannelVector<A> f{lanes.load(k.attention + c),
-                           2 * k.grad_global * lanes.load(k.shift + c),
-                           k.grad_attention * lanes.load(k.attention_grad + c),
+                           2 * k.grad_global * lanes.load(k.shift + c) + 0 * sign,
+                           sign,
                            lanes.load(k.context_grad_s + c),
                            lanes.load(k.key_s + c),
                            2 * k.grad_global};
@@ -219,8 +264,8 @@ FGD_INLINE void write_channel_vector(const BackwardChunk<A>& k, const Tile& tile
     const PixelFactors<A> p{broadcast(work.feature[j]), broadcast(work.sign[j]), broadcast(work.context[j]),
                             broadcast(work.u_s[j]), broadcast(work.u_t[j])};
     const Vec<A> sv = lanes.load(s), tv = lanes.load(t);
-    key_s += p.u_s * sv;
-    key_t += p.u_t * tv;
+    key_s = multiply_add<A>(p.u_s, sv, key_s);
+    key_t = multiply_add<A>(p.u_t, tv, key_t);
     lanes.store(g, gradient<A>(sv, tv, f, p));
   }
   sums[0] = key_s;
@@ -231,6 +276,11 @@ template <class A, class S, class T>
 void backward_nhwc(const BackwardChunk<A>& k, void* scratch) {
   constexpr int W = kWidth<A>, kStep = 64;
   BackwardScratch<A> work(scratch, k.channels);
+  const int same_pixel[4] = {};
+  A means[8];
+  project_four_pixels<A, A, A>(contexts_as_features(k), same_pixel, means);
+  work.mean_s = means[0];
+  work.mean_t = means[1];
   for (int first = 0; first < k.pixels; first += kStep) {
     const Tile tile = tile_at(first, kStep, k.pixels);
     for (int j = 0; j < tile.pixels; j += 4) {
@@ -250,6 +300,7 @@ void backward_nhwc(const BackwardChunk<A>& k, void* scratch) {
     lanes.store(k.key_grad_s + c, work.key_grads[c / W * 2]);
     lanes.store(k.key_grad_t + c, work.key_grads[c / W * 2 + 1]);
   });
+  write_factor_sums(k, work);
 }
 
 }  // namespace fgd::cpu::FGD_ISA

@@ -55,9 +55,10 @@ struct BackwardChunk {
   A grad_fg, grad_bg, grad_attention, grad_global;
   // Per channel, [C].
   const A *attention, *attention_grad, *shift;
-  const A *key_s, *context_grad_s, *context_grad_t;  // Wk_s, g_ctx of student and teacher
-  A mean_s, mean_t;                                  // ū = g_ctx·ctx
-  // Results: [C] Σp q·(u - ū)·s and the same of the teacher; null if the GcBlocks are frozen.
+  const A* key_s;                            // Wk_s
+  const A *context_s, *context_t;            // ctx of student and teacher
+  const A *context_grad_s, *context_grad_t;  // g_ctx
+  // Results: [C] Σp w·s, w = q·(u - ū), then Σp w; and the same of the teacher. Null if the GcBlocks are frozen.
   A *key_grad_s, *key_grad_t;
 };
 

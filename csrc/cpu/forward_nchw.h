@@ -34,8 +34,8 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
       const Vec<A> sv = lanes.load(s[i] + j), tv = lanes.load(t[i] + j);
       at += absolute<A>(tv);
       as += absolute<A>(sv);
-      xs += key_s[i] * sv;
-      xt += key_t[i] * tv;
+      xs = multiply_add<A>(broadcast(key_s[i]), sv, xs);
+      xt = multiply_add<A>(broadcast(key_t[i]), tv, xt);
     }
     add_to<A>(logits[kTeacher] + j, at);
     add_to<A>(logits[kStudent] + j, as);

@@ -21,8 +21,8 @@ inline void sum_two_pixels(const ForwardChunk<A>& k, int first, int second, A* o
       const Vec<A> sv = lanes.load(s[i] + c), tv = lanes.load(t[i] + c);
       sum[4 * i + kTeacher] += absolute<A>(tv);
       sum[4 * i + kStudent] += absolute<A>(sv);
-      sum[4 * i + kContextS] += key_s * sv;
-      sum[4 * i + kContextT] += key_t * tv;
+      sum[4 * i + kContextS] = multiply_add<A>(key_s, sv, sum[4 * i + kContextS]);
+      sum[4 * i + kContextT] = multiply_add<A>(key_t, tv, sum[4 * i + kContextT]);
     }
   });
   sum_lanes_of_8<A>(total, out);

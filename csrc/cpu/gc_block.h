@@ -14,7 +14,7 @@ inline A dot(const A* x, const A* y, int n) {
   int i = 0;
   for (; i + 4 * W <= n; i += 4 * W) {
     FGD_UNROLL
-    for (int k = 0; k < 4; ++k) sum[k] += load<A>(x + i + k * W) * load<A>(y + i + k * W);
+    for (int k = 0; k < 4; ++k) sum[k] = multiply_add<A>(load<A>(x + i + k * W), load<A>(y + i + k * W), sum[k]);
   }
   A total = sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]));
   for (; i < n; ++i) total += x[i] * y[i];
@@ -26,8 +26,14 @@ template <class A>
 inline void axpy(A factor, const A* x, A* y, int n) {
   constexpr int W = kWidth<A>;
   int i = 0;
-  for (; i + W <= n; i += W) store<A>(y + i, load<A>(y + i) + factor * load<A>(x + i));
+  for (; i + W <= n; i += W) store<A>(y + i, multiply_add<A>(broadcast(factor), load<A>(x + i), load<A>(y + i)));
   for (; i < n; ++i) y[i] += factor * x[i];
+}
+
+// f·x + g·y, a vector of it.
+template <class A>
+inline Vec<A> pair(A f, const A* x, A g, const A* y) {
+  return multiply_add<A>(broadcast(f), load<A>(x), g * load<A>(y));
 }
 
 // y += Σi factor[i]·x[i], rows of n numbers, `rows` of them: four at a time, for a shorter chain of roundings.
@@ -39,8 +45,7 @@ inline void add_rows(const A* factor, const A* x, int rows, A* y, int n) {
     const A* f = factor;
     int i = 0;
     for (; i + W <= n; i += W)
-      add_to<A>(y + i, (f[0] * load<A>(x + i) + f[1] * load<A>(x + n + i)) +
-                           (f[2] * load<A>(x + 2 * n + i) + f[3] * load<A>(x + 3 * n + i)));
+      add_to<A>(y + i, pair(f[0], x + i, f[1], x + n + i) + pair(f[2], x + 2 * n + i, f[3], x + 3 * n + i));
     for (; i < n; ++i) y[i] += (f[0] * x[i] + f[1] * x[n + i]) + (f[2] * x[2 * n + i] + f[3] * x[3 * n + i]);
   }
   for (; row < rows; ++row, x += n, ++factor) axpy(factor[0], x, y, n);
@@ -72,7 +77,7 @@ void transform(const GcTransform<A>& g, const A* context, int64_t stride, A* add
     moments(h, g.hidden, &mean, &scale);
     for (int k = 0; k < g.hidden; ++k) {
       const A x = (h[k] - mean) * scale * g.ln_weight[k] + g.ln_bias[k];
-      h[k] = x > 0 || x != x ? x : 0;  // a NaN stays one
+      h[k] = x <= 0 ? 0 : x;  // a NaN stays one, here and below
     }
   }
   for (int c = 0; c < g.channels; ++c)
@@ -104,8 +109,8 @@ void transform_backward(const GcTransform<A>& g, const GcTransformGrads<A>& grad
     double sum = 0, product = 0;
     for (int k = 0; k < g.hidden; ++k) {
       x[k] = (x[k] - mean) * scale;
-      const A y = x[k] * g.ln_weight[k] + g.ln_bias[k], dy = y > 0 ? dx[k] : 0;
-      a[k] = y > 0 ? y : 0;
+      const A y = x[k] * g.ln_weight[k] + g.ln_bias[k], dy = y <= 0 ? 0 : dx[k];
+      a[k] = y <= 0 ? 0 : y;
       if (grads.w1) {
         grads.ln_weight[k] += dy * x[k];
         grads.ln_bias[k] += dy;

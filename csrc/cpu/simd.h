@@ -10,6 +10,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -58,6 +60,41 @@ template <class A>
 inline Vec<A> broadcast(A x) {
   return x - Vec<A>{};
 }
+
+// a·b + c, rounded once where the instruction set has such an instruction, else twice. The kernels are compiled with
+// -ffp-contract=off: no other product is fused with a sum, so the bits of a result do not depend on the compiler.
+template <class A>
+inline Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return a * b + c;
+}
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> multiply_add<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+template <>
+inline Vec<double> multiply_add<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+#elif defined(__AVX2__)
+template <>
+inline Vec<float> multiply_add<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+template <>
+inline Vec<double> multiply_add<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#elif defined(__aarch64__)
+template <>
+inline Vec<float> multiply_add<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+template <>
+inline Vec<double> multiply_add<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+#endif
 
 template <class A>
 inline Vec<A> absolute(Vec<A> x) {
@@ -290,16 +327,18 @@ inline Vec<float> exponential(Vec<float> x) {
   const Vec<float> low = broadcast(-87.3365f), high = broadcast(88.7228f);
   const Bits<float> underflow = x<low, overflow = x> high;
   const Vec<float> clamped = select<float>(underflow, low, select<float>(overflow, high, x));
-  const Vec<float> shifted = clamped * 1.44269504088896341f + 12582912.f;  // 1.5·2^23: rounds to an integer
-  const Vec<float> n = shifted - 12582912.f;
-  const Vec<float> r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Vec<float> magic = broadcast(12582912.f);  // 1.5·2^23: a sum with it is rounded to an integer
+  const Vec<float> shifted = multiply_add<float>(clamped, broadcast(1.44269504088896341f), magic);
+  const Vec<float> n = shifted - magic;
+  Vec<float> r = multiply_add<float>(n, broadcast(-0.693359375f), clamped);
+  r = multiply_add<float>(n, broadcast(2.12194440e-4f), r);
   Vec<float> p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
+  p = multiply_add<float>(p, r, broadcast(1.3981999507e-3f));
+  p = multiply_add<float>(p, r, broadcast(8.3334519073e-3f));
+  p = multiply_add<float>(p, r, broadcast(4.1665795894e-2f));
+  p = multiply_add<float>(p, r, broadcast(1.6666665459e-1f));
+  p = multiply_add<float>(p, r, broadcast(5.0000001201e-1f));
+  p = multiply_add<float>(p * r, r, r) + 1.f;
   // Half of 2^n before, half after: n reaches 128.
   const Bits<float> half = ((Bits<float>)shifted - 0x4b400000) >> 1, rest = ((Bits<float>)shifted - 0x4b400000) - half;
   const Vec<float> scale_a = (Vec<float>)((half + 127) << 23), scale_b = (Vec<float>)((rest + 127) << 23);

@@ -149,14 +149,14 @@ FGD_INLINE void store_sums(const Vec<A>* sum, Vec<A>* to) {
 template <class A>
 FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, Vec<A> et, Vec<A>* sum) {
   const Vec<A> d = s - t, square = d * d;
-  sum[kSumFg] += square * fg;
-  sum[kSumBg] += square * bg;
+  sum[kSumFg] = multiply_add<A>(square, fg, sum[kSumFg]);
+  sum[kSumBg] = multiply_add<A>(square, bg, sum[kSumBg]);
   sum[kSumD] += d;
   sum[kSumD2] += square;
   sum[kSumAbsS] += absolute<A>(s);
   sum[kSumAbsT] += absolute<A>(t);
-  sum[kSumContextS] += es * s;
-  sum[kSumContextT] += et * t;
+  sum[kSumContextS] = multiply_add<A>(es, s, sum[kSumContextS]);
+  sum[kSumContextT] = multiply_add<A>(et, t, sum[kSumContextT]);
 }
 
 // Step 2 of the forward pass: logits become exponentials against the running maxima, and these the tile's weights.

@@ -102,6 +102,9 @@ def assert_as_reference(case: Case, backend: str, device="cpu") -> None:
     """Loss terms and gradients of `backend` are as near to the float64 reference as the budget demands."""
     inputs = make_inputs(case, device)
     truth = evaluate(inputs, "reference", torch.float64, case.fixed_student)
+    for name in truth:
+        if "conv_mask" in name and name.endswith("bias"):
+            truth[name].zero_()  # a softmax does not see a shift: what the reference has there is rounding
     plain = evaluate(inputs, "reference", None, case.fixed_student)
     ours = evaluate(inputs, backend, None, case.fixed_student)
     assert ours.keys() == truth.keys()
@@ -110,7 +113,8 @@ def assert_as_reference(case: Case, backend: str, device="cpu") -> None:
         eps = EPS[
             case.student_dtype if name.startswith("student") else torch.promote_types(case.student_dtype, torch.float32)
         ]
-        floor = 16 * eps * max(size[name], _cancelling(name, case, inputs[-1], truth))
+        slack = 0.0 if backend in ("cpu", "reference") else _cancelling(name, case, inputs[-1], truth)
+        floor = 16 * eps * max(size[name], slack)
         allowed = 2 * error(plain[name], value) + floor
         wrong = error(ours[name], value)
         assert wrong <= allowed, (
