@@ -57,7 +57,8 @@ inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, Ba
     const Vec<A> q_s = lanes.load(k.maps[kMapContextS] + p), q_t = lanes.load(k.maps[kMapContextT] + p);
     store<A>(work.feature + j, focal * select<A>((Bits<A>)(focal > 0), broadcast(fg), broadcast(bg)));
     const Vec<A> sign = k.grad_attention * lanes.load(k.maps[kMapAttention] + p);
-    const Vec<A> w_s = q_s * (load<A>(work.u_s + j) - work.mean_s), w_t = q_t * (load<A>(work.u_t + j) - work.mean_t);
+    const Vec<A> w_s = q_s * (lanes.load(work.u_s + j) - work.mean_s);
+    const Vec<A> w_t = q_t * (lanes.load(work.u_t + j) - work.mean_t);
     store<A>(work.sign + j, sign);
     store<A>(work.context + j, q_s + 0 * sign);
     store<A>(work.u_s + j, w_s);

@@ -68,14 +68,18 @@ FGD_INLINE void for_vectors(int count, const Body& body) {
   if (whole < count) body(whole, FirstLanes<A>{count - whole});
 }
 
+template <class A>
+inline void clear(A* map, int pixels) {
+  for (int j = 0; j < pixels; j += kWidth<A>) store<A>(map + j, Vec<A>{});
+}
+
 // Per-pixel sums over channels into `total`, `count` maps: add(first, end, maps) adds a block of channels to maps that
 // begin at zero. `part` holds a block's sums until they are added, and nothing afterwards.
 template <class A, class Add>
 inline void sum_channel_blocks(int channels, int pixels, int count, A* const* total, A* const* part, const Add& add) {
   for (int c = 0; c < channels; c += kChannelBlock) {
     A* const* maps = c == 0 ? total : part;
-    for (int i = 0; i < count; ++i)
-      for (int j = 0; j < pixels; j += kWidth<A>) store<A>(maps[i] + j, Vec<A>{});
+    for (int i = 0; i < count; ++i) clear(maps[i], pixels);
     add(c, channels - c < kChannelBlock ? channels : c + kChannelBlock, maps);
     for (int i = 0; c > 0 && i < count; ++i)
       for (int j = 0; j < pixels; j += kWidth<A>) add_to<A>(total[i] + j, load<A>(part[i] + j));
@@ -118,12 +122,12 @@ struct PixelWeights {
 template <class A>
 struct ForwardScratch {
   A* logits[kSoftmaxes];  // each [kMaxTilePixels]
-  A* weights[4];          // each [kMaxTilePixels]
+  A* lost[kSoftmaxes];    // each [kMaxTilePixels]: what is to be added to a logit, less than its last digit
   Vec<A>* sums;           // [C rounded up to the width][kSums], or as the layout wants it
   ForwardScratch(void* memory, int channels) {
     A* at = static_cast<A*>(memory);
     for (A*& map : logits) map = at, at += kMaxTilePixels;
-    for (A*& map : weights) map = at, at += kMaxTilePixels;
+    for (A*& map : lost) map = at, at += kMaxTilePixels;
     sums = reinterpret_cast<Vec<A>*>(at);
     for (int64_t i = 0; i < int64_t{channels} * kSums; ++i) sums[i] = Vec<A>{};
   }
@@ -160,14 +164,15 @@ FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, 
 }
 
 // Step 2 of the forward pass: logits become exponentials against the running maxima, and these the tile's weights.
-template <class A>
+// Compensated: `work.lost` is part of the logits.
+template <bool Compensated, class A>
 inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int index, ForwardScratch<A>& work,
                                      SoftmaxState<A>& state) {
   constexpr int W = kWidth<A>;
   const A minus_infinity = static_cast<A>(-__builtin_inf());
-  PixelWeights<A> out{work.weights[0], work.weights[1], work.weights[2], work.weights[3], {}};
+  PixelWeights<A> out{};
   for (int q = 0; q < kSoftmaxes; ++q) {
-    A* logits = work.logits[q];
+    A *logits = work.logits[q], *lost = work.lost[q];
     for (int j = tile.pixels; j % W != 0; ++j) logits[j] = minus_infinity;
     Vec<A> best = broadcast(state.maximum[q]);
     const bool activation = q == kTeacher || q == kStudent;
@@ -175,7 +180,12 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
       Vec<A> z = load<A>(logits + j);
       if (activation) {
         const Bits<A> padding = z == minus_infinity;  // -inf·0 would be NaN
-        z = select<A>(padding, z, z * k.inverse_ct);
+        const Vec<A> product = z * k.inverse_ct;
+        if constexpr (Compensated) {
+          const Vec<A> factor = broadcast(k.inverse_ct), rounding = multiply_add<A>(z, factor, -product);
+          store<A>(lost + j, multiply_add<A>(load<A>(lost + j), factor, rounding));
+        }
+        z = select<A>(padding, z, product);
         store<A>(logits + j, z);
       }
       best = larger<A>(z, best);
@@ -185,7 +195,9 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     state.maximum[q] = state.tile_maximum[index][q] = now;
     state.sum[q] = state.sum[q] * out.rescale[q];
     for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
-      const Vec<A> e = exponential(load<A>(logits + j) - now);  // 0 on padding: exp(-inf)
+      Vec<A> z = load<A>(logits + j) - now;
+      if constexpr (Compensated) z += lanes.load(lost + j);
+      const Vec<A> e = exponential(z);  // 0 on padding: exp(-inf)
       state.sum[q] += e;
       store<A>(logits + j, e);
       lanes.store(k.exponentials[q] + tile.first + j, e);
@@ -195,9 +207,11 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     const Vec<A> weight = load<A>(k.mask + tile.first + j);
     const Vec<A> e = load<A>(work.logits[kTeacher] + j);
     const Bits<A> outside = weight == 0;
-    store<A>(work.weights[0] + j, e * weight);
-    store<A>(work.weights[1] + j, (Vec<A>)((Bits<A>)e & outside));
+    store<A>(work.lost[0] + j, e * weight);
+    store<A>(work.lost[1] + j, (Vec<A>)((Bits<A>)e & outside));
   }
+  out.fg = work.lost[0];  // which nobody needs any more
+  out.bg = work.lost[1];
   out.context_s = work.logits[kContextS];
   out.context_t = work.logits[kContextT];
   return out;
