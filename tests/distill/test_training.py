@@ -168,3 +168,22 @@ def test_class_zero_is_the_background_of_two_stage_detectors():
     training._check_labels(Data(), digits_student(2), 2)
     Data.used = False  # the supercategory that many exports list
     training._check_labels(Data(), two_stage(), 2)
+
+
+def test_boxes_keep_32_bits_where_the_model_has_16(fit_args, tmp_path, monkeypatch):
+    seen = []
+    step = DetectionModule.training_step
+
+    def spy(self, batch, batch_idx):
+        seen.append(batch)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", spy)
+    run(fit_args(tmp_path / "32", steps=1))
+    run(fit_args(tmp_path / "16", "--trainer.precision=16-true", steps=1))
+    for targets in (seen[0][1], seen[1][1]):
+        assert all(target["boxes"].dtype == torch.float32 for target in targets)
+    assert all(image.dtype == torch.float16 for image in seen[1][0])
+    torch.testing.assert_close([t["boxes"] for t in seen[0][1]], [t["boxes"] for t in seen[1][1]], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="trainer.precision: expected bf16-mixed or 32-true on a CPU, got bf16-true"):
+        run(fit_args(tmp_path / "b", "--trainer.precision=bf16-true", steps=1))

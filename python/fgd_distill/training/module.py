@@ -30,6 +30,7 @@ from ..errors import FGDTypeError, FGDValueError
 from ..inheriting import inherit as inherit_from
 from ..schedule import Schedule
 from .learning_rate import LrMilestones
+from .precision import keep_boxes
 from .teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
 
 
@@ -114,6 +115,9 @@ class DetectionModule(pl.LightningModule):
     def detector(self) -> nn.Module:
         """The plain student."""
         return self.student if self.distiller is None else self.distiller.student
+
+    def setup(self, stage: str) -> None:
+        keep_boxes(self.trainer)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
