@@ -187,3 +187,51 @@ def test_boxes_keep_32_bits_where_the_model_has_16(fit_args, tmp_path, monkeypat
     torch.testing.assert_close([t["boxes"] for t in seen[0][1]], [t["boxes"] for t in seen[1][1]], rtol=0, atol=0)
     with pytest.raises(ValueError, match="trainer.precision: expected bf16-mixed or 32-true on a CPU, got bf16-true"):
         run(fit_args(tmp_path / "b", "--trainer.precision=bf16-true", steps=1))
+
+
+@pytest.fixture
+def batches_of(fit_args, tmp_path, monkeypatch):
+    """The image ids of each training batch, epoch by epoch, and the number of images of each validation."""
+
+    def train(*options, epochs=3):
+        epochs_seen, validations = {}, []
+
+        def training_step(self, batch, batch_idx):
+            epochs_seen.setdefault(self.current_epoch, []).append([target["image_id"] for target in batch[1]])
+            return next(self.parameters()).sum() * 0
+
+        def validation_step(self, batch, batch_idx):
+            validations[-1] += len(batch[0])
+
+        monkeypatch.setattr(DetectionModule, "training_step", training_step)
+        monkeypatch.setattr(DetectionModule, "validation_step", validation_step)
+        monkeypatch.setattr(DetectionModule, "on_validation_epoch_start", lambda self: validations.append(0))
+        monkeypatch.setattr(DetectionModule, "on_validation_epoch_end", lambda self: None)
+        epoch = [f"--trainer.max_epochs={epochs}", "--trainer.max_steps=-1", "--trainer.check_val_every_n_epoch=1"]
+        arguments = fit_args(tmp_path / str(len(options)), *epoch, "--trainer.val_check_interval=1.0", *options)
+        monitored = ("--model.lr_scheduler", "--trainer.enable_checkpointing")
+        run([*(arg for arg in arguments if not arg.startswith(monitored[0])), "--trainer.enable_checkpointing=false"])
+        return list(epochs_seen.values()), validations
+
+    return train
+
+
+def test_the_trainers_data_options_do_what_lightning_says(batches_of):
+    """24 training images in 6 batches of 4, and 6 of validation in 2."""
+    plain, validations = batches_of()
+    assert [len(epoch) for epoch in plain] == [6, 6, 6] and validations[-3:] == [6, 6, 6]
+    assert plain[0] != plain[1] and all(len({image for batch in epoch for image in batch}) == 24 for epoch in plain)
+    overfit, _ = batches_of("--trainer.overfit_batches=1")
+    assert overfit[0] == overfit[1] == overfit[2] and [len(epoch) for epoch in overfit] == [1, 1, 1]
+    overfit, _ = batches_of("--trainer.overfit_batches=0.5")
+    assert overfit[0] == overfit[1] == overfit[2] and [len(epoch) for epoch in overfit] == [3, 3, 3]
+    limited, validations = batches_of("--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
+    assert [epoch[:2] for epoch in plain] == limited and validations[-3:] == [4, 4, 4]
+    reloaded, _ = batches_of("--trainer.reload_dataloaders_every_n_epochs=1")
+    assert reloaded == plain
+    once, validations = batches_of("--trainer.fast_dev_run=true")
+    assert once == [plain[0][:1]] and validations[-1] == 4
+    _, often = batches_of("--trainer.val_check_interval=2", "--trainer.num_sanity_val_steps=0", epochs=1)
+    assert often == [6, 6, 6]
+    _, seldom = batches_of("--trainer.check_val_every_n_epoch=2", "--trainer.num_sanity_val_steps=1", epochs=4)
+    assert seldom == [4, 6, 6]

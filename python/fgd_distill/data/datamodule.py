@@ -204,7 +204,12 @@ class CocoDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        return self._loader(self.train_set, seed=self.seed, drop_last=True)
+        trainer = self.trainer
+        # As Lightning does for its own samplers: the same few batches again and again, so in one order.
+        overfit = trainer is not None and trainer.overfit_batches > 0
+        loader = self._loader(self.train_set, seed=None if overfit else self.seed, drop_last=True)
+        loader.epoch = 0 if trainer is None else trainer.current_epoch  # not 0 where a training asks for loaders anew
+        return loader
 
     def val_dataloader(self) -> ResumableLoader:
         return self._loader(self.val_set)

@@ -137,12 +137,6 @@ class DetectionModule(pl.LightningModule):
     def on_train_start(self) -> None:
         train_set = self._data("train_set")
         _check_labels(train_set, self.detector, self.student_config.num_classes)
-        loader: Any = self.trainer.train_dataloader
-        if not isinstance(loader.batch_sampler, JointBatches):
-            raise FGDValueError(
-                "trainer.use_distributed_sampler: expected false, the data module shares out its batches"
-            )
-        loader.steps_an_epoch = int(self.trainer.num_training_batches)
         if self.distiller is None:
             return
         self.distiller.check_optimizer(*self.trainer.optimizers)
@@ -154,6 +148,14 @@ class DetectionModule(pl.LightningModule):
                 )
             fingerprint = teacher_fingerprint(self.distiller.teacher, self.distiller.teacher_layers)
             self.distiller.teacher_cache = TeacherCache(self.cache_config, fingerprint, len(train_set))
+
+    def on_train_epoch_start(self) -> None:
+        loader: Any = self.trainer.train_dataloader  # another one after trainer.reload_dataloaders_every_n_epochs
+        if not isinstance(loader.batch_sampler, JointBatches):
+            raise FGDValueError(
+                "trainer.use_distributed_sampler: expected false, the data module shares out its batches"
+            )
+        loader.steps_an_epoch = int(self.trainer.num_training_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Detectors sample anchors and proposals at random. A function of the step needs no state in the checkpoint.

@@ -7,6 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.precision import HalfPrecision
 
+from ..errors import FGDValueError
+
 
 class HalfPrecisionWithFloatBoxes(HalfPrecision):
     """Lightning's plugin, which would convert the targets of a batch, too: bfloat16 has 8 bits for a coordinate."""
@@ -26,7 +28,7 @@ def keep_boxes(trainer: pl.Trainer) -> None:
     if type(plugin) is not HalfPrecision:
         return
     if plugin.precision == "bf16-true" and trainer.strategy.root_device.type == "cpu":
-        raise ValueError(
+        raise FGDValueError(
             "trainer.precision: expected bf16-mixed or 32-true on a CPU, got bf16-true: torchvision's non-maximum "
             "suppression has no bfloat16 kernel there, so no validation could run"
         )
