@@ -204,7 +204,7 @@ class CocoDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         # As Lightning does for its own samplers: the same few batches again and again, so in one order.
         overfit = trainer is not None and trainer.overfit_batches > 0
         loader = self._loader(self.train_set, seed=None if overfit else self.seed, drop_last=True)
