@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 SITE := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs
 
-.PHONY: demo test bench lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
+.PHONY: demo test bench wheel lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
 
 help:
 	@grep -E '^# ' Makefile | head -1
@@ -56,6 +56,11 @@ gpu-sanitize: $(VENV)/.installed
 
 gpu-bench: $(VENV)/.installed
 	$(RUN)/python -m bench.gpu_all build benchmark
+
+# What a release consists of, into dist/: the source distribution, a wheel with CUDA kernels (where there is an nvcc)
+# and one without.
+wheel: $(VENV)/.dependencies
+	$(RUN)/python devtools/wheels/build.py cpu $(if $(shell command -v nvcc),cuda)
 
 lint: $(VENV)/.dependencies
 	$(RUN)/ruff check .

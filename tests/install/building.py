@@ -12,6 +12,10 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterable
+
+import pytest
+from packaging.requirements import Requirement  # comes with pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 READ_BY_A_BUILD = (
@@ -26,6 +30,7 @@ READ_BY_A_BUILD = (
     "setup.py",
 )
 # Not optimised, which compiles in a fifth of the time; what is in a wheel does not depend on it.
+SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 QUICK = {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug"}
 
 
@@ -36,6 +41,13 @@ def lacking() -> str:
     if not (shutil.which("cmake", path=os.path.dirname(sys.executable)) or shutil.which("cmake")):
         return "needs CMake (pip install cmake)"
     return ""
+
+
+def tracked() -> list[str]:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def copy_of_tree(folder: pathlib.Path) -> pathlib.Path:
@@ -80,49 +92,42 @@ def names(wheel) -> set[str]:
         return set(archive.namelist())
 
 
-def requirements(name: str, seen: set[str]) -> set[str]:
-    """A distribution and what it requires here, by name, all the way down; extras left out."""
-    from packaging.requirements import Requirement  # comes with pytest
-
+def requirements(name: str, extras: Iterable[str] = ("",), seen: dict[str, set[str]] | None = None) -> set[str]:
+    """A distribution and what it requires here, by name, all the way down."""
+    seen = {} if seen is None else seen
     name = re.sub(r"[-_.]+", "-", name).lower()
-    if name in seen:
-        return seen
-    seen.add(name)
-    for line in importlib.metadata.requires(name) or []:
-        requirement = Requirement(line)
-        if requirement.marker is None or any(
-            requirement.marker.evaluate({"extra": extra}) for extra in ["", *requirement.extras]
-        ):
-            requirements(requirement.name, seen)
-    return seen
+    fresh = {"", *extras} - seen.get(name, set())
+    if fresh:
+        seen.setdefault(name, set()).update(fresh)
+        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in fresh):
+                requirements(requirement.name, requirement.extras, seen)
+    return set(seen)
 
 
 def environment_with(folder: pathlib.Path, *distributions: str) -> pathlib.Path:
     """A virtual environment's Python that sees these distributions, and what they require, and nothing else.
 
-    They are not installed again but linked from this environment, name by name, metadata included: torch is several GB.
+    torch is several GB: they are not installed again, but linked from here into a folder of their own that the new
+    environment's path names. They lie outside of what pip may change there.
     """
     run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    links = folder / "linked"
+    links.mkdir()
     site = pathlib.Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
-    needed = set()
-    for name in distributions:
-        requirements(name, needed)
-    for name in needed:
-        try:
-            files = importlib.metadata.files(name) or []
-        except importlib.metadata.PackageNotFoundError:  # a requirement of an extra that nobody has installed
-            continue
-        base = pathlib.Path(str(importlib.metadata.distribution(name).locate_file("")))
-        for top in {file.parts[0] for file in files} - {"..", "__pycache__"}:
-            if not (site / top).exists():
-                (site / top).symlink_to(base / top)
+    (site / "linked.pth").write_text(f"{links}\n")
+    for name in set().union(*map(requirements, distributions)):
+        found = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
+            if not (links / top).exists():
+                (links / top).symlink_to(pathlib.Path(str(found.locate_file(top))))
     return folder / "bin" / "python"
 
 
-def install(python: pathlib.Path, what: pathlib.Path) -> subprocess.CompletedProcess:
-    """pip install, by this environment's pip into the other: dependencies are checked, and none is fetched."""
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", "--no-index"]
-    return run([*command, what], env=build_environment())
+def install(executable: pathlib.Path, wheel: pathlib.Path) -> subprocess.CompletedProcess:
+    """This environment's pip unpacks a wheel into the other, and nothing else: no dependency is looked for."""
+    command = [sys.executable, "-m", "pip", "--python", executable, "install", "--disable-pip-version-check"]
+    return run([*command, "--no-index", "--no-deps", wheel], env=build_environment())
 
 
 def python(executable: pathlib.Path, folder: pathlib.Path, code: str, **environment) -> str:
