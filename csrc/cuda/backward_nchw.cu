@@ -41,17 +41,23 @@ template <class T>
 struct Gradients {
   T* data;  // of the image, at this thread's column
   int64_t channel;
-  bool vectors;
+  int alignment;
   FGD_DEVICE Gradients(const Level& level, int image)
       : data(level.grad.data ? image_data<T>(level.grad, image) + column() * kPacket<T> : nullptr),
         channel(level.grad.channel),
-        vectors(level.grad.vectors) {}
+        alignment(level.grad.alignment) {}
   FGD_DEVICE void store(int c, int first, int end, const uint4& packet) const {
     T* to = data + c * channel + first;
-    if (vectors && first + kTilePixels<T> <= end)
+    const bool whole = first + kTilePixels<T> <= end;
+    const int count = end - first - column() * kPacket<T>;
+    if (alignment == 16 && whole)
       store_packet(to, packet);
+    else if (sizeof(T) == 2 && alignment >= 4 && count % 2 == 0)
+      scatter_pairs(to, packet, count);
+    else if (sizeof(T) == 2 && whole)
+      store_shifted(to, packet);
     else
-      scatter_packet(to, packet, end - first - column() * kPacket<T>);
+      scatter_packet(to, packet, count);
   }
 };
 

@@ -86,7 +86,7 @@ FGD_DEVICE void store_channels(const Level& level, int image, int pixel, const f
 #pragma unroll
     for (int e = 0; e < kPacket<T>; ++e) part[e] = grad[v * kPacket<T> + e];
     const uint4 packet = pack(part, T{});
-    if (!level.grad.vectors)
+    if (!(level.grad.alignment & 16))
       scatter_packet(row + c, packet, level.channels - c);
     else if (c < level.channels)
       store_packet(row + c, packet);

@@ -119,6 +119,23 @@ FGD_DEVICE uint4 gather_packet(const T* from, int count) {
   return {word[0], word[1], word[2], word[3]};
 }
 
+// The same of elements of two bytes in pairs of four, which are aligned: count is even.
+FGD_DEVICE uint4 gather_pairs(const void* from, int count) {
+  return gather_packet(static_cast<const float*>(from), count / 2);
+}
+
+// A whole packet of elements of two bytes, wherever it lies, from the words around it: where it does not begin with a
+// word, the element before it and the one behind it are read, too.
+FGD_DEVICE uint4 shifted_packet(const void* from) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(from);
+  const unsigned* words = reinterpret_cast<const unsigned*>(address & ~uintptr_t{3});
+  const unsigned shift = (address & 2) * 8;
+  const unsigned word[5] = {__ldg(words), __ldg(words + 1), __ldg(words + 2), __ldg(words + 3),
+                            shift ? __ldg(words + 4) : 0};
+  return {__funnelshift_r(word[0], word[1], shift), __funnelshift_r(word[1], word[2], shift),
+          __funnelshift_r(word[2], word[3], shift), __funnelshift_r(word[3], word[4], shift)};
+}
+
 template <class T>
 FGD_DEVICE void scatter_packet(T* to, const uint4& packet, int count) {
   const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
@@ -130,6 +147,23 @@ FGD_DEVICE void scatter_packet(T* to, const uint4& packet, int count) {
     else
       reinterpret_cast<unsigned short*>(to)[i] = static_cast<unsigned short>(word[i / 2] >> (i % 2 * 16));
   }
+}
+
+// As gather_pairs.
+FGD_DEVICE void scatter_pairs(void* to, const uint4& packet, int count) {
+  scatter_packet(static_cast<float*>(to), packet, count / 2);
+}
+
+// As shifted_packet, but nothing beside the packet is written.
+FGD_DEVICE void store_shifted(void* to, const uint4& packet) {
+  if (reinterpret_cast<uintptr_t>(to) % 4 == 0) return scatter_pairs(to, packet, 8);
+  unsigned short* halves = static_cast<unsigned short*>(to);
+  unsigned* words = reinterpret_cast<unsigned*>(halves + 1);
+  halves[0] = static_cast<unsigned short>(packet.x);
+  words[0] = __funnelshift_r(packet.x, packet.y, 16);
+  words[1] = __funnelshift_r(packet.y, packet.z, 16);
+  words[2] = __funnelshift_r(packet.z, packet.w, 16);
+  halves[7] = static_cast<unsigned short>(packet.w >> 16);
 }
 
 // ---- sums over lanes -----------------------------------------------------------------------------------------------

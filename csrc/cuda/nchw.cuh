@@ -42,21 +42,36 @@ struct Rows {
       teacher[i] = there ? image_data<const T>(level.teacher, image) + c * level.teacher.channel + at : zeros;
     }
   }
-  // Pixels from `first` on; zeros at and behind `end`.
+  // Pixels from `first` on; zeros at and behind `end`. By packets, by words, by words that are shifted, or one by one.
   FGD_DEVICE void load(const Level& level, int first, int end, Tile<T>& tile) const {
-    if (level.student.vectors && level.teacher.vectors && first + kTilePixels<T> <= end) {
+    const int alignment = min(level.student.alignment, level.teacher.alignment);
+    if (alignment == 16 && first + kTilePixels<T> <= end)
+      load_rows(first, tile, [](const T* from, int) { return load_packet(from); });
+    else if (sizeof(T) == 2 && alignment >= 4 && (end - first) % 2 == 0)
+      gather_rows(first, end, tile, [](const T* from, int count) { return gather_pairs(from, count); });
+    else if (sizeof(T) == 2 && first + kTilePixels<T> < end)
+      load_rows(first, tile, [](const T* from, int) { return shifted_packet(from); });
+    else
+      gather_rows(first, end, tile, [](const T* from, int count) { return gather_packet(from, count); });
+  }
+
+ private:
+  // read(from, count): a packet of which `count` elements are there.
+  template <class F>
+  FGD_DEVICE void load_rows(int first, Tile<T>& tile, const F& read) const {
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        tile.student[i] = load_packet(student[i] + int64_t{first} * step[i]);
-        tile.teacher[i] = load_packet(teacher[i] + int64_t{first} * step[i]);
-      }
-      return;
+    for (int i = 0; i < kRows; ++i) {
+      tile.student[i] = read(student[i] + int64_t{first} * step[i], kPacket<T>);
+      tile.teacher[i] = read(teacher[i] + int64_t{first} * step[i], kPacket<T>);
     }
+  }
+  template <class F>
+  FGD_DEVICE void gather_rows(int first, int end, Tile<T>& tile, const F& read) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int count = step[i] * (end - first - column() * kPacket<T>);
-      tile.student[i] = gather_packet(student[i] + first, count);
-      tile.teacher[i] = gather_packet(teacher[i] + first, count);
+      tile.student[i] = read(student[i] + first, count);
+      tile.teacher[i] = read(teacher[i] + first, count);
     }
   }
 };

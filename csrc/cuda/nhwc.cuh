@@ -51,7 +51,7 @@ template <class T>
 struct Image {
   Column<T> column[kVectors<T>];
   bool vectors;
-  FGD_DEVICE Image(const Level& level, int image) : vectors(level.student.vectors && level.teacher.vectors) {
+  FGD_DEVICE Image(const Level& level, int image) : vectors(level.student.alignment & level.teacher.alignment & 16) {
 #pragma unroll
     for (int v = 0; v < kVectors<T>; ++v) {
       const int c = first_channel<T>(v);

@@ -21,7 +21,7 @@ static Features features_of(const Tensor& t, const void* data, bool pixels) {
   f.image = t.stride(0);
   f.channel = pixels ? t.stride(1) : 1;
   f.pixel = pixels ? 1 : t.size(3) > 1 ? t.stride(3) : t.stride(2);
-  f.vectors = aligned_packets(f, static_cast<int>(t.size(1)), dtype_of(t), pixels);
+  f.alignment = alignment_of(f, static_cast<int>(t.size(1)), dtype_of(t), pixels);
   return f;
 }
 

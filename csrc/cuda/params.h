@@ -24,7 +24,7 @@ constexpr int kGcImages = 8;        // images that it multiplies them with
 struct Features {
   void* data;
   int64_t image, channel, pixel;
-  int vectors;  // every packet of 16 bytes that a kernel reads or writes is aligned
+  int alignment;  // in bytes, at most 16, of every row (NCHW) or pixel (channels_last)
   int pad;
 };
 

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
+#include <mutex>
+#include <utility>
 
 namespace fgd::cuda {
 
@@ -23,11 +26,11 @@ class Scratch {
   size_t used_ = 0;
 };
 
-bool aligned_packets(const Features& f, int channels, DType type, bool pixels_dense) {
-  const int64_t packet = 16 / size_of(type);
-  const int64_t row = pixels_dense ? f.channel : f.pixel;
-  return reinterpret_cast<uintptr_t>(f.data) % 16 == 0 && row % packet == 0 && f.image % packet == 0 &&
-         (pixels_dense || channels % packet == 0);
+int alignment_of(const Features& f, int channels, DType type, bool pixels_dense) {
+  const int64_t row = pixels_dense ? f.channel : f.pixel, run = pixels_dense ? 0 : channels;
+  const uint64_t bits =
+      reinterpret_cast<uintptr_t>(f.data) | static_cast<uint64_t>((row | f.image | run) * size_of(type));
+  return static_cast<int>(16 | bits) & -static_cast<int>(16 | bits);
 }
 
 static int64_t pixels_of_all(const Pyramid& p) {
@@ -96,31 +99,155 @@ class Schedule {
 
 struct Cut {
   int chunk_pixels, chunks;  // of an image
+  bool operator==(const Cut& other) const { return chunk_pixels == other.chunk_pixels; }
 };
 
 // Equal shares of an image, in whole tiles.
-static Cut cut_into_chunks(int64_t pixels, int variant, int chunk_pixels) {
-  const int tile = tile_pixels(variant), chunks = blocks_of(pixels, std::max(chunk_pixels, tile));
+static Cut cut_into_chunks(int64_t pixels, int tile, int chunk_pixels) {
+  const int chunks = blocks_of(pixels, std::max(chunk_pixels, tile));
   const int equal = blocks_of(blocks_of(pixels, chunks), tile) * tile;
   return {equal, blocks_of(pixels, equal)};
 }
 
-// The longest chunks, whose sums take the least memory, of those that are done within 3% of the soonest. A block's
-// beginning and end cost about as much as kOverhead pixels.
-static int chunk_pixels_of(const Pyramid& p, int multiprocessors) {
-  constexpr int kLeast = 128, kMost = 2048, kStep = 32, kOverhead = 64;
-  std::vector<int64_t> ends;
-  for (int pixels = kMost; pixels >= kLeast; pixels -= kStep) {
-    Schedule schedule(multiprocessors);
-    for (const LevelInput& level : p.levels) {
-      const Cut cut = cut_into_chunks(level.pixels(), variant_of(p, level), pixels);
-      schedule.add(int64_t{p.images} * cut.chunks, cut.chunk_pixels + kOverhead);
-    }
-    ends.push_back(schedule.end());
+// What a pixel costs by the way that it is read, in percent of one read by packets; by the model of
+// devtools/offline/sass_model.py for sm_90, and at least what memory takes. test_plan.py holds them against it.
+struct Costs {
+  int words, shifted, elements;
+};
+static Costs costs_of(bool backward, DType type) {
+  if (type == kFloat32) return backward ? Costs{100, 100, 100} : Costs{110, 110, 110};
+  return backward ? Costs{100, 125, 190} : Costs{122, 162, 240};
+}
+constexpr int kPacketCost = 100;
+
+// What decides how a level is cut: its pixels and what they cost, those of an image's last tile apart.
+struct Work {
+  int64_t pixels;
+  int tile, cost, last_cost;
+  bool operator==(const Work& other) const {
+    return pixels == other.pixels && tile == other.tile && cost == other.cost && last_cost == other.last_cost;
   }
-  const int64_t soon_enough = *std::min_element(ends.begin(), ends.end()) * 103 / 100;
-  const auto first = std::find_if(ends.begin(), ends.end(), [&](int64_t end) { return end <= soon_enough; });
-  return kMost - kStep * static_cast<int>(first - ends.begin());
+  int64_t length(int64_t first, int64_t count) const {  // of a block
+    constexpr int kOverhead = 64 * kPacketCost;         // its beginning and end
+    const int64_t rest = first + count > pixels ? pixels - first : count, tiles = rest / tile;
+    return kOverhead + tiles * tile * cost + (rest > tiles * tile ? int64_t{tile} * last_cost : 0);
+  }
+};
+
+// As nchw.cuh and nhwc.cuh choose how to read.
+static Work work_of(const Pyramid& p, const LevelInput& level, bool backward) {
+  const int variant = variant_of(p, level), alignment = std::min(level.student.alignment, level.teacher.alignment);
+  Work work{level.pixels(), tile_pixels(variant), kPacketCost, kPacketCost};
+  if (variant >= kGeneric) return work;
+  const Costs costs = costs_of(backward, p.student_type);
+  const bool nchw = variant < kNhwc, words = p.student_type == kFloat32 || alignment >= 4;
+  if (alignment < 16) work.cost = !nchw ? costs.elements : words ? costs.words : costs.shifted;
+  const bool pairs = words && (p.student_type == kFloat32 || work.pixels % 2 == 0);
+  work.last_cost = !nchw ? work.cost : pairs ? costs.words : costs.elements;
+  return work;
+}
+
+// When the last block is done; the slowest levels go first.
+static int64_t end_of(const std::vector<Work>& levels, const std::vector<Cut>& cuts, int images, int multiprocessors) {
+  struct Blocks {
+    int64_t full, last, chunks;
+    bool operator<(const Blocks& other) const { return full > other.full; }
+  };
+  constexpr int kExactImages = 8;
+  std::vector<Blocks> order;
+  for (size_t l = 0; l < levels.size(); ++l) {
+    const int64_t chunk = cuts[l].chunk_pixels, chunks = cuts[l].chunks;
+    order.push_back({levels[l].length(0, chunk), levels[l].length((chunks - 1) * chunk, chunk), chunks});
+  }
+  std::stable_sort(order.begin(), order.end());
+  Schedule schedule(multiprocessors);
+  const int groups = images <= kExactImages ? images : 1;  // image after image, as blocks start; or as if all were one
+  for (const Blocks& b : order)
+    for (int i = 0; i < groups; ++i) {
+      schedule.add(images / groups * (b.chunks - 1), b.full);
+      schedule.add(images / groups, b.last);
+    }
+  return schedule.end();
+}
+
+// No block longer than `longest`, if it has more than one tile.
+static std::vector<Cut> cuts_for(const std::vector<Work>& levels, int64_t longest) {
+  constexpr int kMost = 2048;
+  std::vector<Cut> cuts;
+  for (const Work& level : levels) {
+    const int64_t tiles = (longest - level.length(0, 0)) / (level.cost * level.tile);
+    const int chunk = static_cast<int>(std::min<int64_t>(std::max<int64_t>(tiles, 1) * level.tile, kMost));
+    cuts.push_back(cut_into_chunks(level.pixels, level.tile, chunk));
+  }
+  return cuts;
+}
+
+// Levels one by one get a few chunks more or less, as long as that helps.
+static void refine(const std::vector<Work>& levels, int images, int multiprocessors, std::vector<Cut>& cuts) {
+  int64_t best = end_of(levels, cuts, images, multiprocessors);
+  for (int round = 0; round < 4; ++round) {
+    const int64_t before = best;
+    for (size_t l = 0; l < levels.size(); ++l)
+      for (int more : {-2, -1, 1, 2}) {
+        std::vector<Cut> other = cuts;
+        const int chunks = cuts[l].chunks + more;
+        if (chunks < 1 || blocks_of(levels[l].pixels, chunks) > 2048) continue;
+        other[l] = cut_into_chunks(levels[l].pixels, levels[l].tile, blocks_of(levels[l].pixels, chunks));
+        const int64_t end = end_of(levels, other, images, multiprocessors);
+        if (end < best) best = end, cuts = other;
+      }
+    if (best == before) return;
+  }
+}
+
+// The fewest blocks, whose sums take the least memory, of those that are done soon enough.
+static std::vector<Cut> search_cuts(const std::vector<Work>& levels, int images, int multiprocessors) {
+  constexpr int64_t kLeast = 192 * kPacketCost, kMost = 2304 * kPacketCost, kStep = 16 * kPacketCost;
+  std::vector<std::pair<int64_t, std::vector<Cut>>> found;  // when it ends
+  for (int64_t longest = kMost; longest >= kLeast; longest -= kStep) {
+    std::vector<Cut> cuts = cuts_for(levels, longest);
+    if (!found.empty() && found.back().second == cuts) continue;
+    found.emplace_back(end_of(levels, cuts, images, multiprocessors), cuts);
+  }
+  for (size_t i = 0, count = found.size(); i < count; ++i) {
+    std::vector<Cut> cuts = found[i].second;
+    refine(levels, images, multiprocessors, cuts);
+    found.emplace_back(end_of(levels, cuts, images, multiprocessors), cuts);
+  }
+  int64_t soonest = found.front().first;
+  for (const auto& [end, cuts] : found) soonest = std::min(soonest, end);
+  auto blocks = [](const std::vector<Cut>& cuts) {
+    int64_t sum = 0;
+    for (const Cut& cut : cuts) sum += cut.chunks;
+    return sum;
+  };
+  const std::vector<Cut>* best = nullptr;
+  // One or two images leave about as many sums as there are multiprocessors, beside few features: fewer blocks are
+  // worth some time there, and small tiles leave more to choose from.
+  const int64_t slack = images > 2 ? 3 : images == 1 ? 10 : levels.front().tile < 32 ? 4 : 1;  // percent
+  for (const auto& [end, cuts] : found)
+    if (end * 100 <= soonest * (100 + slack) && (!best || blocks(cuts) < blocks(*best))) best = &cuts;
+  return *best;
+}
+
+// The cuts of every level. A training asks for the same ones in every pass of every step: the last few are kept.
+static std::vector<Cut> cuts_of(const Pyramid& p, int multiprocessors, bool backward) {
+  struct Kept {
+    std::vector<Work> levels;
+    int images, multiprocessors;
+    std::vector<Cut> cuts;
+  };
+  constexpr size_t kKept = 32;
+  static std::mutex mutex;
+  static std::deque<Kept> kept;
+  std::vector<Work> levels;
+  for (const LevelInput& level : p.levels) levels.push_back(work_of(p, level, backward));
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const Kept& k : kept)
+    if (k.images == p.images && k.multiprocessors == multiprocessors && k.levels == levels) return k.cuts;
+  if (kept.size() == kKept) kept.pop_back();
+  kept.push_front({levels, p.images, multiprocessors, search_cuts(levels, p.images, multiprocessors)});
+  return kept.front().cuts;
 }
 
 // ---- parameters ----------------------------------------------------------------------------------------------------
@@ -130,7 +257,8 @@ static const char* at(const void* base, int64_t numbers, int size) {
 }
 
 // Up to kMaxLevels levels from `first` on; the pointers into maps and stats.
-static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps, const void* stats, int chunk_pixels) {
+static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps, const void* stats,
+                               const std::vector<Cut>& cuts) {
   const int number = p.wide() ? 8 : 4;
   PyramidParams out;
   std::memset(static_cast<void*>(&out), 0, sizeof(out));
@@ -159,9 +287,8 @@ static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps,
     level.stats = const_cast<char*>(at(stats, kStats * p.images * channels, number));
     if (p.has_gc_block) level.key_s = in.gc_block[0], level.key_t = in.gc_block[2];
     for (int k = 0; k < kTerms; ++k) level.weights[k] = in.weights[k] / p.images;
-    const Cut cut = cut_into_chunks(in.pixels(), variant_of(p, in), chunk_pixels);
-    level.chunk_pixels = cut.chunk_pixels;
-    level.chunks = cut.chunks;
+    level.chunk_pixels = cuts[first + l].chunk_pixels;
+    level.chunks = cuts[first + l].chunks;
     pixels += in.pixels();
     channels += in.channels;
   }
@@ -199,14 +326,20 @@ static void add_launch(Plan& plan, int step, int variant, int64_t blocks, const 
   plan.launches.push_back({step, variant, blocks, params, bytes});
 }
 
-// The pass over features: one launch a kernel, which is one in all unless levels differ in layout or width.
+// The pass over features: one launch a kernel, which is one in all unless levels differ in layout or width. Levels with
+// slow blocks go first, so that none is left alone at the end.
 static void add_tile_launches(Plan& plan, const Pyramid& p, size_t first, int step, const PyramidParams& params) {
   for (int variant = 0; variant < kTileVariants; ++variant) {
+    std::vector<std::pair<int64_t, int>> order;  // how long a block takes, and the level
+    for (int l = 0; l < params.level_count; ++l)
+      if (variant_of(p, p.levels[first + l]) == variant)
+        order.emplace_back(-work_of(p, p.levels[first + l], step == kBackward).length(0, params.levels[l].chunk_pixels),
+                           l);
+    std::sort(order.begin(), order.end());
     PyramidParams mine = params;
     mine.level_count = 0;
     int64_t blocks = 0;
-    for (int l = 0; l < params.level_count; ++l) {
-      if (variant_of(p, p.levels[first + l]) != variant) continue;
+    for (const auto& [length, l] : order) {
       Level& level = mine.levels[mine.level_count++];
       level = params.levels[l];
       level.first_block = static_cast<int>(blocks);
@@ -267,10 +400,11 @@ static void add_terms_launch(Plan& plan, const Pyramid& p, size_t first, int var
 
 Plan plan_forward(const Pyramid& p, const ForwardOutput& out, void* memory, int multiprocessors) {
   Plan plan;
-  const int wide = p.wide(), number = wide ? 8 : 4, chunk_pixels = chunk_pixels_of(p, multiprocessors);
+  const int wide = p.wide(), number = wide ? 8 : 4;
+  const std::vector<Cut> cuts = cuts_of(p, multiprocessors, false);
   Scratch scratch(memory);
   for (size_t first = 0; first < p.levels.size(); first += kMaxLevels) {
-    PyramidParams params = params_of(p, first, out.maps, out.stats, chunk_pixels);
+    PyramidParams params = params_of(p, first, out.maps, out.stats, cuts);
     for (int l = 0; l < params.level_count; ++l) {
       Level& level = params.levels[l];
       level.chunk_sums = scratch.take(int64_t{p.images} * level.chunks * chunk_stride(level.channels) * number);
@@ -322,11 +456,12 @@ static void take_gc_scratch(Scratch& scratch, GcParams& gc, PyramidParams& param
 Plan plan_backward(const Pyramid& p, const void* grads, const void* maps, const void* stats, const BackwardOutput& out,
                    void* memory, int multiprocessors) {
   Plan plan;
-  const int wide = p.wide(), number = wide ? 8 : 4, chunk_pixels = chunk_pixels_of(p, multiprocessors);
+  const int wide = p.wide(), number = wide ? 8 : 4;
+  const std::vector<Cut> cuts = cuts_of(p, multiprocessors, true);
   const bool gc_grads = p.has_gc_block && !out.gc_block.empty();
   Scratch scratch(memory);
   for (size_t first = 0; first < p.levels.size(); first += kMaxLevels) {
-    PyramidParams params = params_of(p, first, maps, stats, chunk_pixels);
+    PyramidParams params = params_of(p, first, maps, stats, cuts);
     params.grads = grads;
     GcParams gc = gc_params_of(p, first, params, grads);
     for (int l = 0; l < params.level_count; ++l) {

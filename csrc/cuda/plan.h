@@ -63,8 +63,9 @@ struct Plan {
   Plan(const Plan&) = delete;
 };
 
-// Whether packets of 16 bytes may be used for features that begin at data: every row is aligned, with C channels.
-bool aligned_packets(const Features& f, int channels, DType type, bool pixels_dense);
+// What is aligned to how many bytes, of features that begin at data: 16 means that a kernel may use whole packets. In
+// channels_last that wants C to fill them, too.
+int alignment_of(const Features& f, int channels, DType type, bool pixels_dense);
 
 // `scratch` must hold plan.scratch_bytes bytes, aligned to 256, for as long as the launches run; with null, nothing but
 // that size is right. `multiprocessors` of the device decides how images are cut into chunks. images > 0.

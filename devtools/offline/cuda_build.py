@@ -109,6 +109,10 @@ class Pyramid(ctypes.Structure):
     )
 
 
+class Chunks(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int) for name in ("pixels", "chunk_pixels", "chunks", "alignment"))
+
+
 class Launch(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char * 64),

@@ -1,4 +1,5 @@
 // The launch plans of csrc/cuda/plan.cpp for Python: plain structs in, launches with their parameters' bytes out.
+#include <algorithm>
 #include <cstring>
 
 #include "plan.h"
@@ -39,6 +40,10 @@ struct ShimLaunch {
   unsigned char params[4096];
 };
 
+struct ShimChunks {
+  int pixels, chunk_pixels, chunks, alignment;
+};
+
 static const char* name_of(int step, int variant) {
 #define FGD_NAME(s, params, name, v, suffix) \
   if (step == s && variant == v) return "fgd_" #name "_" #suffix;
@@ -48,7 +53,7 @@ static const char* name_of(int step, int variant) {
 
 static Features features_of(const ShimFeatures& f, int channels, int type, int pixels_dense) {
   Features out{f.data, f.image, f.channel, f.pixel, 0, 0};
-  out.vectors = aligned_packets(out, channels, static_cast<DType>(type), pixels_dense != 0);
+  out.alignment = alignment_of(out, channels, static_cast<DType>(type), pixels_dense != 0);
   return out;
 }
 
@@ -103,13 +108,14 @@ extern "C" {
 int64_t shim_maps_size(const ShimPyramid* in) { return maps_size(pyramid_of(*in)); }
 int64_t shim_stats_size(const ShimPyramid* in) { return stats_size(pyramid_of(*in)); }
 
-// The pixels of a chunk and the chunks of an image, of up to kMaxLevels levels.
-void shim_chunks(const ShimPyramid* in, int multiprocessors, int* chunk_pixels, int* chunks) {
-  const Plan plan = plan_of(*in, 0, nullptr, multiprocessors);
+// Up to kMaxLevels levels in the order in which their blocks start.
+void shim_chunks(const ShimPyramid* in, int backward, int multiprocessors, ShimChunks* out) {
+  const Plan plan = plan_of(*in, backward, nullptr, multiprocessors);
   const PyramidParams& params = plan.pyramids.front();
   for (int l = 0; l < params.level_count; ++l) {
-    chunk_pixels[l] = params.levels[l].chunk_pixels;
-    chunks[l] = params.levels[l].chunks;
+    const Level& level = params.levels[l];
+    out[l] = {level.pixels, level.chunk_pixels, level.chunks,
+              std::min(level.student.alignment, level.teacher.alignment)};
   }
 }
 

@@ -11,6 +11,7 @@ kernel waits for, and no measurement.
     modelled(kernel, ways)      ways: for each warp, the branches that it takes
 """
 
+import re
 from dataclasses import dataclass, field
 
 from devtools.offline.sass import Instruction, Loop, tile_loop
@@ -62,22 +63,34 @@ def latency_of(opcode: str) -> int:
 # ---- the way of a warp through a turn of the loop ------------------------------------------------------------------
 
 
+# How a tile's features are read and written (csrc/cuda/nchw.cuh): bits of an access, and whether words are shifted.
+ACCESS = {"packets": (128, False), "words": (32, False), "shifted words": (32, True), "elements": (16, False)}
+
+
+def width_of(opcode: str) -> int:
+    """Bits of an access to memory by each thread."""
+    return next((bits for bits in (128, 64, 16, 8) if re.search(rf"\.[US]?{bits}\b", opcode)), 32)
+
+
 @dataclass(frozen=True)
 class Way:
-    """Which branches a warp takes: past all 128-bit accesses to global memory, or past none of them, and through as
-    much code as it can, or as little, in each part between barriers. Loops inside the turn are gone through once."""
+    """Which branches a warp takes: those with one kind of access to the features, and through as much code as it can,
+    or as little, in each part between barriers. Loops inside the turn are gone through once."""
 
     longest: bool | frozenset[int] = True  # in all parts, in none, or in these
-    aligned: bool = True
+    access: str = "packets"
     boxes: bool = False  # a pixel's row is a division, and nothing else in the loops is one
 
     def cost(self, instruction: Instruction, part: int) -> int:
         """The way's cost is the sum; the cheapest way is taken."""
-        opcode, wide = instruction.opcode, ".128" in instruction.opcode
+        opcode = instruction.opcode
         if instruction.name == "CALL" or (not self.boxes and opcode.startswith("MUFU.RCP")):
             return 1_000_000
-        if instruction.name in ("LDG", "STG") and (wide or ".CONSTANT" in opcode or ".U16" in opcode):
-            return -10_000 if wide == self.aligned else 10_000
+        bits, shifted = ACCESS[self.access]
+        if instruction.name in ("LDG", "STG"):
+            return -10_000 if width_of(opcode) == bits else 10_000 if bits < 128 or ".CONSTANT" in opcode else 0
+        if bits == 32 and opcode.startswith("SHF.R.W"):
+            return -5_000 if shifted else 5_000
         longest = self.longest if isinstance(self.longest, bool) else part in self.longest
         return -1 if longest else 1
 
@@ -245,7 +258,7 @@ def of_loop(loop: Loop, ways: list[Way]) -> Modelled:
 # ---- the tile kernels of csrc/cuda ---------------------------------------------------------------------------------
 
 
-def ways_of(kernel: str, aligned: bool = True, boxes: bool = False) -> list[Way]:
+def ways_of(kernel: str, access: str = "packets", boxes: bool = False) -> list[Way]:
     """The ways of a block's warps through a turn of fgd_<pass>_<layout>_<type>: 32 KiB of the two maps.
 
     In channels_last all warps do the same. In NCHW those that finish the pixels go the longest way between the
@@ -253,16 +266,19 @@ def ways_of(kernel: str, aligned: bool = True, boxes: bool = False) -> list[Way]
     """
     forward = kernel.startswith("fgd_forward")
     if "_nhwc_" in kernel:
-        return [Way(True, aligned, boxes)] * 8
+        return [Way(True, access, boxes)] * 8
     finishers = (4 if forward else 2) // (2 if kernel.endswith("f32") else 1)
     first = {0} if boxes else set()
-    finishing = Way(frozenset(first | ({1} if forward else {0, 1})), aligned, boxes)
-    return [finishing] * finishers + [Way(frozenset(first), aligned, boxes)] * (8 - finishers)
+    finishing = Way(frozenset(first | ({1} if forward else {0, 1})), access, boxes)
+    return [finishing] * finishers + [Way(frozenset(first), access, boxes)] * (8 - finishers)
 
 
 def report(name: str, kernel: list[Instruction]) -> dict[str, float | str]:
     """Columns of bench/gpu_report.py."""
-    found = {"": modelled(kernel, ways_of(name)), ", unaligned": modelled(kernel, ways_of(name, aligned=False))}
+    kinds = ("packets", "words", "shifted words") if "_nchw_" in name else ("packets",)
+    if name.endswith("f32"):
+        kinds = kinds[:2]  # a word is an element
+    found = {"" if kind == "packets" else f", {kind}": modelled(kernel, ways_of(name, kind)) for kind in kinds}
     if name.startswith("fgd_forward"):
         found[", seven boxes"] = modelled(kernel, ways_of(name, boxes=True))
     columns: dict[str, float | str] = {f"modelled: cycles a tile{what}": round(m.cycles) for what, m in found.items()}

@@ -98,7 +98,7 @@ def test_any_cut_into_chunks(dtype, layout):
 
 def test_merge_of_more_chunks_than_threads():
     """300 chunks of one image: the loops of the merge over chunks and over pixel blocks go round more than once."""
-    inputs = pyramid(torch.float32, ((4, 160, 250),), images=1)
+    inputs = pyramid(torch.float32, ((4, 160, 290),), images=1)
     ours, loss = run(inputs, multiprocessors=10_000, check_races=False)
     assert loss.device.blocks["fgd_forward_nchw_f32"] > 300
     wide = [[t.double() for t in x] for x in (inputs[0], inputs[1], inputs[3])]
