@@ -30,7 +30,7 @@ def distil(
     verbose: bool = True,
     **loss: Any,
 ) -> DetectionDistiller:
-    """A distiller of two detectors: adapter, layers, channels, loss and preset are found, and told in a line each.
+    """A distiller of two detectors: adapter, layers, channels, loss and preset are found, and reported in a line each.
 
     Make the optimizer from ``distiller.parameters()``: the loss has parameters, too.
 

@@ -99,6 +99,12 @@ def test_the_table_of_commands(capsys):
     assert [(name, summary.strip()) for name, summary in table] == usage
 
 
+def test_the_version_is_the_same_everywhere():
+    version = fgd_kernels.__version__
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)[1] == version
+    assert re.search(r"version = \{(.*)\}", (ROOT / "README.md").read_text())[1] == version
+
+
 def test_the_table_of_environment_variables():
     read = set()
     for source in (ROOT / name for name in SOURCES):

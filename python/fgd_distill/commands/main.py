@@ -38,7 +38,7 @@ COMMANDS = {
     "calibrate": Command(
         "proposes the loss's temperature and weights for two detectors", "commands.calibrate:calibrate", parses=True
     ),
-    "profile": Command("tells what each part of a training step costs", "commands.profile:profile", parses=True),
+    "profile": Command("measures what each part of a training step costs", "commands.profile:profile", parses=True),
     "ablate": Command("runs the paper's ablations on the digits data", "digits.ablations:ablate"),
     "show-attention": Command(
         "draws where teacher, student and distilled student look", "pictures.attention:show_attention"
