@@ -275,7 +275,7 @@ def ways_of(kernel: str, access: str = "packets", boxes: bool = False) -> list[W
 
 def report(name: str, kernel: list[Instruction]) -> dict[str, float | str]:
     """Columns of bench/gpu_report.py."""
-    kinds = ("packets", "words", "shifted words") if "_nchw_" in name else ("packets",)
+    kinds = ["packets", "words", "shifted words"] if "_nchw_" in name else ["packets"]
     if name.endswith("f32"):
         kinds = kinds[:2]  # a word is an element
     found = {"" if kind == "packets" else f", {kind}": modelled(kernel, ways_of(name, kind)) for kind in kinds}
