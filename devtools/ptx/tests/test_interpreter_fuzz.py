@@ -13,6 +13,8 @@ from devtools.ptx import GPU, parse
 from devtools.ptx.compilers import nvcc_ptx
 from devtools.ptx.tests.fuzz import VARIABLES, program
 
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH: no PTX from CUDA C++")
+
 N = 97
 TYPES = {"i": "int", "u": "uint", "f": "float"}
 

@@ -2,12 +2,15 @@
 
 import math
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
 from devtools.ptx import GPU, DeviceAssert, RaceError, bf16_to_f32, f32_to_bf16, parse
 from devtools.ptx.compilers import nvcc_ptx
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH: no PTX from CUDA C++")
 
 F32, F64, U32 = np.float32, np.float64, np.uint32
 
