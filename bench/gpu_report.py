@@ -113,16 +113,12 @@ def executed_kernels() -> list[tuple[dict, dict]]:
 
 def executed_triton(dtype: torch.dtype, layout: torch.memory_format) -> dict[str, dict]:
     """The same of the two Triton kernels that pass over the features."""
-    from devtools.offline.triton_device import Emulator  # these need Triton
-    from fgd_kernels import triton_kernels
+    from devtools.offline import triton_device  # needs Triton
 
-    student, teacher, boxes, gc_block = operator_inputs(dtype, layout)
-    inputs = (student, teacher, *boxes, gc_block, [1.0] * 4, 0.5, 0.5)
-    with Emulator(EXECUTED_TRITON[3:]).instead_of_a_gpu() as gpu:
-        *_, maps, stats = triton_kernels.forward(*inputs)
-        triton_kernels.backward(torch.ones(4), *inputs, maps, stats, True, True)
+    inputs = operator_inputs(dtype, layout)
+    gpu, pairs = triton_device.step(EXECUTED_TRITON[3:], *inputs), inputs[0][0].numel()
     launches = {f"{step}_pass": (gpu.counts[f"{step}_pass"][0], size) for step, size in PASSES.items()}
-    return {name: counted(counts, student[0].numel(), dtype, size) for name, (counts, size) in launches.items()}
+    return {name: counted(counts, pairs, dtype, size) for name, (counts, size) in launches.items()}
 
 
 # ---- compiled ------------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ import torch
 
 from bench.machine import description
 from devtools.offline import cuda_build
-from devtools.offline.cuda_device import Device, Loss
+from devtools.offline.cuda_device import Loss
 from devtools.offline.measures import operator_inputs
 from devtools.ptx import GPU
 
+PASSES = ("fgd_forward_n", "fgd_backward_n", "forward_pass", "backward_pass")
 SHAPES = ({"height": 16, "width": 64}, {"height": 64, "width": 256})
 
 
@@ -48,11 +49,45 @@ def cuda(inputs: tuple) -> None:
 
 def triton(inputs: tuple) -> None:
     """The same of the Triton kernels."""
-    from devtools.offline.triton_device import Emulator
-    from fgd_kernels import triton_kernels
+    from devtools.offline import triton_device
 
-    student, teacher, boxes, gc_block = inputs
-    arguments = (student, teacher, *boxes, gc_block, [1.0] * 4, 0.5, 0.5)
-    with Emulator("90").instead_of_a_gpu():
-        *_, maps, stats = triton_kernels.forward(*arguments)
-        triton_kernels.backward(torch.ones(4), *arguments, maps, stats, True, True)
+    triton_device.step("90", *inputs)
+
+
+def rows(name: str, step, rounds: int) -> list[tuple]:
+    """(kernel, C × P, blocks, seconds, million thread instructions a second) of the passes over the features."""
+    found = []
+    for shape in SHAPES:
+        inputs = operator_inputs(torch.bfloat16, torch.contiguous_format, **shape)
+        runs = [timed_launches(lambda inputs=inputs: step(inputs)) for _ in range(rounds + 1)][1:]  # the first compiles
+        channels, pixels = inputs[0][0].shape[1], inputs[0][0][0, 0].numel()
+        for kernel in (k for k in runs[0] if k.startswith(PASSES)):
+            seconds = statistics.median(run[kernel][0] for run in runs)
+            _, instructions, blocks = runs[0][kernel]
+            found.append((f"{kernel}, {name}", f"{channels} × {pixels}", blocks, seconds, instructions / seconds / 1e6))
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    if why := cuda_build.missing():
+        print(f"ptx_interpreter: without the CUDA kernels: {why}")
+    else:
+        found += rows("CUDA C++", cuda, arguments.rounds)
+    try:
+        found += rows("Triton", triton, arguments.rounds)
+    except ImportError as error:
+        print(f"ptx_interpreter: without the Triton kernels: {error}")
+    print("| kernel (bfloat16, NCHW) | C × P | blocks | seconds | million a second |\n|---|---|---|---|---|")
+    for kernel, size, blocks, seconds, rate in found:
+        print(f"| {kernel} | {size} | {blocks} | {seconds:.2f} | {rate:.0f} |")
+    print(*(f"{name}: {value}" for name, value in description().items()), sep=", ")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import torch
 
 from devtools.offline import triton_build
 from devtools.ptx import GPU, parse
+from fgd_kernels import triton_kernels
 
 
 class Emulator:
@@ -53,6 +54,15 @@ class Emulator:
     def instead_of_a_gpu(self):
         with triton_build.instead_of_launching(self.run):
             yield self
+
+
+def step(target: str, student, teacher, boxes, gc_block) -> Emulator:
+    """One level's forward and backward pass on an emulator of that target, for the arguments of measures."""
+    inputs = (student, teacher, *boxes, gc_block, [1.0] * 4, 0.5, 0.5)
+    with Emulator(target).instead_of_a_gpu() as gpu:
+        *_, maps, stats = triton_kernels.forward(*inputs)
+        triton_kernels.backward(torch.ones(4), *inputs, maps, stats, True, True)
+    return gpu
 
 
 def _flat(launch: triton_build.Launch) -> list:

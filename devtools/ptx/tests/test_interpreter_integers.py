@@ -1,11 +1,8 @@
 """Integer and bit instructions on random and awkward data, as hand-written PTX, against numpy and Python integers."""
 
-import pathlib
-
 import numpy as np
 import pytest
 
-from devtools.ptx.instructions import CONTROL, STEPS
 from devtools.ptx.tests.handwritten import N, check, names, random, run_elementwise
 
 U32, S32, U64, S64 = np.uint32, np.int32, np.uint64, np.int64
@@ -221,10 +218,3 @@ def test_setp_integer(name, function):
     b[::5] = a[::5]
     x, y = (a, b) if ".s" in name else (a.view(U32), b.view(U32))
     np.testing.assert_array_equal(run_elementwise(f"setp.{name} %d, %a, %b;", bool, a, b), function(x, y))
-
-
-def test_readme_lists_what_is_supported():
-    """The README's list is the tables' list."""
-    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
-    listed = set(text.split("<!-- instructions -->")[1].replace("`", "").split())
-    assert listed == (set(STEPS) | set(CONTROL)) - {"goto", "mbarrier_wait"}
