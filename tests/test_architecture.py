@@ -190,6 +190,86 @@ def test_no_edit_of_sys_path():
     assert not found
 
 
+# ---- constants -------------------------------------------------------------------------------------------------------
+
+COMMENT = re.compile(r"//.*")
+ENUM = re.compile(r"\benum\s+(?:class\s+)?\w*\s*(?::\s*\w+\s*)?\{([^}]*)\}")
+CONSTANT = re.compile(r"^(?:inline |static )*constexpr \w+ (k\w+) = ([^;]*);", re.M)  # unindented: not a function's own
+
+
+def cpp_constants(text: str) -> dict[str, int | None]:
+    """Enumerators and constexpr numbers at a file's outermost level; None: an expression."""
+    text, found = COMMENT.sub("", text), {}
+    for body in ENUM.findall(text):
+        value: int | None = -1
+        for name, _, given in (entry.strip().partition("=") for entry in body.split(",") if entry.strip()):
+            value = _number(given) if given else None if value is None else value + 1
+            found[name.strip()] = value
+    return found | {name: _number(value) for name, value in CONSTANT.findall(text)}
+
+
+def _number(text: str) -> int | None:
+    return int(text, 0) if re.fullmatch(r"\s*(0x[\da-f]+|\d+)\s*", text) else None
+
+
+def python_constants(text: str) -> dict[str, int]:
+    """A module's names in capitals that are bound to a number, as they are or as tl.constexpr."""
+    found = {}
+    for node in ast.parse(text).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = node.value if targets else None
+        if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("constexpr"):
+            value = value.args[0]
+        if isinstance(value, ast.Constant) and type(value.value) is int:
+            found |= {ast.unparse(name): value.value for name in targets if ast.unparse(name).isupper()}
+    return found
+
+
+def python_name(name: str) -> str:
+    """kGcBlockSize is GC_BLOCK_SIZE in Python."""
+    return re.sub(r"(?<=[a-z\d])(?=[A-Z])", "_", name.removeprefix("k")).upper()
+
+
+def stated_twice(cpp: dict[str, str], python: dict[str, str]) -> list[str]:
+    """Names of constants with a second statement, given files by path: csrc/include/fgd is what backends share.
+
+    A C++ constant of those headers has no other; no two rooms of csrc and no two Python modules state the same number
+    by the same name; where Python needs a shared number it has the same value.
+    """
+    found, shared, places = [], {}, {}
+    for path, text in cpp.items():
+        for name, value in cpp_constants(text).items():
+            if "include/fgd" in path:
+                shared[name] = value
+            places.setdefault(name, []).append((path, value))
+    for name, stated in places.items():
+        rooms = {path.rpartition("/")[0] for path, value in stated if value is not None}
+        same = len({value for _, value in stated}) == 1 and len(rooms) > 1
+        if len(stated) > 1 and (same or name in shared):
+            found.append(f"{name}: {', '.join(path for path, _ in stated)}")
+    numbers = {python_name(name): value for name, value in shared.items()}
+    seen: dict[tuple[str, int], str] = {}
+    for path, text in python.items():
+        for name, value in python_constants(text).items():
+            if (name, value) in seen:
+                found.append(f"{name}: {seen[name, value]}, {path}")
+            if name in numbers and numbers[name] != value:
+                found.append(f"{name}: {value} in {path}, {numbers[name]} in csrc/include/fgd")
+            seen[name, value] = path
+    return found
+
+
+@pytest.mark.xfail(reason="kGcTensors, MAPS and STATS still stand twice")
+def test_no_constant_of_the_kernels_is_stated_twice():
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh", ".cpp", ".cu")]
+    cpp = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sources}
+    python = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "fgd_kernels").rglob("*.py")}
+    assert {"kMaps", "kStats", "kSums"} <= {name for text in cpp.values() for name in cpp_constants(text)}
+    assert not stated_twice(cpp, python)
+
+
 # ---- the rules catch what they forbid --------------------------------------------------------------------------------
 
 
@@ -276,3 +356,24 @@ def test_an_import_of_the_digits_is_found(tmp_path):
 def test_an_edit_of_sys_path_is_found(line):
     assert path_edits(f"import sys\n{line}\n") == [line.strip()]
     assert not path_edits("path = os.pathsep.join(sys.path)\nassert sys.path == sys.path[:]\n")
+
+
+def test_a_constant_stated_twice_is_found():
+    shared = (
+        "enum Map : int {\n  kMapFocal,  // one\n  kMapContext = 5,\n  kMaps\n};\nconstexpr int kGcBlockSize = 16;\n"
+    )
+    cpp = {
+        "csrc/include/fgd/layout.h": shared,
+        "csrc/cuda/nchw.cuh": "constexpr int kRows = 4;\n",
+        "csrc/cpu/tile.h": "",
+    }
+    python = {
+        "layout.py": "MAPS: tl.constexpr = tl.constexpr(6)\nGC_BLOCK_SIZE = 16\nROWS = 3\n",
+        "ops.py": "NAMES = 'x'",
+    }
+    assert cpp_constants(shared) == {"kMapFocal": 0, "kMapContext": 5, "kMaps": 6, "kGcBlockSize": 16}
+    assert not stated_twice(cpp, python)
+    for path, text in (("csrc/cpu/tile.h", "constexpr int64_t kRows = 4;"), ("csrc/arguments.h", "enum { kMaps };")):
+        assert stated_twice(cpp | {path: text}, python)
+    for text in ("MAPS = 6", "MAPS = 4", "GC_BLOCK_SIZE = 17"):
+        assert stated_twice(cpp, python | {"ops.py": text})
