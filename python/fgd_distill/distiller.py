@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from fgd_kernels import pack_boxes
+from fgd_kernels.boxes import doubtful_boxes
+
 from .adapters import DetectorAdapter, StudentStep, adapter_for
+from .adapters.registry import check_plain
 from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
 from .frozen_teacher import FrozenTeacher
 from .optimizer_check import ChangeWatch, missing_parameters
@@ -113,6 +117,7 @@ class DetectionDistiller(FrozenTeacher):
         self.step: int | None = None
         self.level_terms = None
         self._watch = ChangeWatch()
+        self._inputs_looked_at = False
         self._tells_levels = "return_levels" in inspect.signature(criterion.forward).parameters
         # With these a step without distillation knows its keys; another criterion's are learnt by running it once.
         self._term_names: tuple[str, ...] = tuple(getattr(criterion, "loss_names", ()))
@@ -187,6 +192,7 @@ class DetectionDistiller(FrozenTeacher):
                 "distilled; are they frozen, or run by a reentrant torch.utils.checkpoint?"
             )
         inputs = (features.student, features.teacher, features.step.boxes, features.frames)
+        self._look_at_inputs(features)
         if self._tells_levels:
             terms, levels = self.criterion(*inputs, return_levels=True)
         else:
@@ -196,6 +202,22 @@ class DetectionDistiller(FrozenTeacher):
         self._term_names = tuple(terms)
         self.level_terms = None if levels is None or factor == 0 else levels * factor
         return dict(terms) if factor == 1 else {name: term * factor for name, term in terms.items()}
+
+    def _look_at_inputs(self, features: DistilledFeatures) -> None:
+        """Warns, once, of boxes that look like fractions and of levels from coarse to fine; waits for a GPU, once."""
+        if self._inputs_looked_at or not any(len(boxes) for boxes in features.step.boxes):
+            return
+        self._inputs_looked_at = True
+        packed = pack_boxes([b.float() for b in features.step.boxes], features.frames, features.step.batch.device)
+        if doubt := doubtful_boxes(packed):
+            warnings.warn(doubt, stacklevel=4)
+        areas = [feature.shape[2] * feature.shape[3] for feature in features.student]
+        if areas != sorted(areas, reverse=True):
+            warnings.warn(
+                f"student_layers: expected feature maps from fine to coarse, got {self.student_layers} with {areas} "
+                "pixels; level_weights and logs count levels in that order",
+                stacklevel=4,
+            )
 
     def features(self, images: Any, targets: Any) -> DistilledFeatures:
         """Runs student and teacher, in the mode that the student is in, and returns what the criterion would get.
@@ -266,15 +288,7 @@ class DetectionDistiller(FrozenTeacher):
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:
     for role, model in (("student", student), ("teacher", teacher)):
-        if isinstance(model, DistributedDataParallel | DataParallel):
-            raise FGDTypeError(
-                f"{role}: expected the plain detector, got it in {type(model).__name__}; wrap the distiller instead, "
-                "so that the criterion's parameters are synchronised, too"
-            )
-        if hasattr(model, "_orig_mod"):  # without the import of torch._dynamo, which takes seconds
-            raise FGDTypeError(
-                f"{role}: expected the plain detector, got torch.compile's; compile it by {role}.compile()"
-            )
+        check_plain(role, model)
     shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
     if shared:
         raise FGDValueError(f"teacher: shares {len(shared)} parameters with the student; expected a model of its own")

@@ -374,3 +374,30 @@ def test_features_without_gradient_are_an_error(distiller, batch):
         distiller(*batch)
     with torch.no_grad():
         assert distiller(*batch).keys() >= TERMS
+
+
+def test_boxes_that_are_fractions_are_reported_once(pair, batch):
+    student, teacher = pair
+    images, targets = batch
+    distiller = DetectionDistiller(student, teacher, fgd.FGDLoss(64, 64, num_levels=3))
+    fractions = tuple({**target, "boxes": target["boxes"] / 128} for target in targets)
+    with pytest.warns(UserWarning, match=r"boxes: expected x1, y1, x2, y2 in pixels of image_sizes.* 0\.\.1") as told:
+        distiller(images, fractions)
+        distiller(images, fractions)
+    assert sum("0..1" in str(warning.message) for warning in told) == 1
+
+
+def test_levels_from_coarse_to_fine_are_reported_once(pair, batch, recwarn):
+    student, teacher = pair
+    layers = [f"backbone.fpn.layer_blocks.{level}" for level in (1, 0)]
+    for order, expected in ((layers, 1), (layers[::-1], 0)):
+        recwarn.clear()
+        distiller = DetectionDistiller(student, teacher, fgd.FGDLoss(64, 64, num_levels=2), order, order)
+        distiller(*batch)
+        distiller(*batch)
+        assert sum("from fine to coarse" in str(warning.message) for warning in recwarn) == expected
+
+
+def test_adapters_are_for_plain_detectors(pair):
+    with pytest.raises(TypeError, match=r"model: expected the plain detector, got torch.compile's; compile it by"):
+        adapter_for(torch.compile(pair[0]))

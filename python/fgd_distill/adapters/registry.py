@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import FGDTypeError
 from .base import DetectorAdapter
@@ -26,12 +27,29 @@ FAMILIES: list[tuple[Callable[[nn.Module], bool], str]] = [
 ]
 
 
+def check_plain(role: str, model: nn.Module) -> None:
+    """Raises TypeError, with the remedy, for a detector that something took the place of.
+
+    Args:
+        role: what the message calls it.
+        model: the detector.
+    """
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        raise FGDTypeError(
+            f"{role}: expected the plain detector, got it in {type(model).__name__}; wrap the distiller instead, "
+            "so that the criterion's parameters are synchronised, too"
+        )
+    if hasattr(model, "_orig_mod"):  # without the import of torch._dynamo, which takes seconds
+        raise FGDTypeError(f"{role}: expected the plain detector, got torch.compile's; compile it by {role}.compile()")
+
+
 def adapter_for(model: nn.Module) -> DetectorAdapter:
     """The adapter that fits ``model``.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is none, or the model is wrapped by torch.compile or for several devices.
     """
+    check_plain("model", model)
     for matches, path in FAMILIES:
         if matches(model):
             module, name = path.split(":")

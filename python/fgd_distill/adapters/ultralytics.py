@@ -29,9 +29,13 @@ class UltralyticsAdapter:
         return [f"model.{index}" for index in range(len(model.yaml["backbone"]), len(model.model))]
 
     def default_layers(self, model: Any) -> list[str]:
-        """The layers that feed the head, such as ``model.15``, ``model.18`` and ``model.21`` of YOLOv8."""
+        """The layers that feed the head, from fine to coarse, such as ``model.15``, ``.18`` and ``.21`` of YOLOv8."""
         head = model.model[-1]
-        return [f"model.{index if index >= 0 else head.i + index}" for index in head.f]
+        names = [f"model.{index if index >= 0 else head.i + index}" for index in head.f]
+        strides = [float(stride) for stride in getattr(head, "stride", ())]
+        if len(strides) != len(names):
+            return names
+        return [name for _, name in sorted(zip(strides, names, strict=True), key=lambda pair: pair[0])]
 
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
