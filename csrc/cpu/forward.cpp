@@ -46,6 +46,7 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
     chunk.exponentials[q] = maps + p.maps_offset(task.level, task.image) + int64_t{q} * level.pixels() + first;
   chunk.sums = out.sums;
   chunk.maximum = out.maximum;
+  chunk.maximum_lost = out.maximum_lost;
   chunk.normaliser = out.normaliser;
   chunk_kernels<A>(p, task.level).forward(chunk, mask + kMaxChunkPixels);
 }

@@ -10,11 +10,9 @@
 
 namespace fgd::cpu::FGD_ISA {
 
-constexpr int kRows = 8;  // channels that step 1 adds at a time
-
-// Step 1 for K channels from c on: into the sums, and into what their roundings have lost.
+// Step 1 for K channels from c on.
 template <int K, class A, class S, class T>
-inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A* const* logits, A* const* lost) {
+inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A* const* logits) {
   const S* s[K];
   const T* t[K];
   A key_s[K], key_t[K];
@@ -39,10 +37,10 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
       xs = multiply_add<A>(broadcast(key_s[i]), sv, xs);
       xt = multiply_add<A>(broadcast(key_t[i]), tv, xt);
     }
-    add_compensated<A>(logits[kTeacher] + j, lost[kTeacher] + j, at);
-    add_compensated<A>(logits[kStudent] + j, lost[kStudent] + j, as);
-    add_compensated<A>(logits[kContextS] + j, lost[kContextS] + j, xs);
-    add_compensated<A>(logits[kContextT] + j, lost[kContextT] + j, xt);
+    add_to<A>(logits[kTeacher] + j, at);
+    add_to<A>(logits[kStudent] + j, as);
+    add_to<A>(logits[kContextS] + j, xs);
+    add_to<A>(logits[kContextT] + j, xt);
   });
 }
 
@@ -82,13 +80,14 @@ void forward_nchw(ForwardChunk<A>& k, void* scratch) {
   int tiles = 0;
   for (int first = 0; first < k.pixels; first += step, ++tiles) {
     const Tile tile = tile_at(first, step, k.pixels);
-    for (int q = 0; q < kSoftmaxes; ++q) clear(work.logits[q], tile.pixels), clear(work.lost[q], tile.pixels);
-    int c = 0;
-    for (; c + kRows <= k.channels; c += kRows) add_pixel_sums<kRows, A, S, T>(k, tile, c, work.logits, work.lost);
-    for (; c < k.channels; ++c) add_pixel_sums<1, A, S, T>(k, tile, c, work.logits, work.lost);
-    const PixelWeights<A> weights = finish_pixels<true, A>(k, tile, tiles, work, state);
+    sum_channel_blocks<A>(k.channels, tile.pixels, kSoftmaxes, work.logits, work.weights,
+                          [&](int c, int end, A* const* logits) {
+                            for (; c + 4 <= end; c += 4) add_pixel_sums<4, A, S, T>(k, tile, c, logits);
+                            for (; c < end; ++c) add_pixel_sums<1, A, S, T>(k, tile, c, logits);
+                          });
+    const PixelWeights<A> weights = finish_pixels<A, S, T>(k, tile, tiles, work, state);
     constexpr int K = kWidth<A> * sizeof(A) == 64 ? 2 : 1;  // AVX-512 has registers for the sums of two channels
-    c = 0;
+    int c = 0;
     for (; c + K <= k.channels; c += K) add_channel_sums<K, A, S, T>(k, tile, c, weights, work.sums);
     for (; c < k.channels; ++c) add_channel_sums<1, A, S, T>(k, tile, c, weights, work.sums);
   }

@@ -57,7 +57,7 @@ void forward_nhwc(ForwardChunk<A>& k, void* scratch) {
       for (int i = 0; i <= pair; ++i)
         for (int q = 0; q < kSoftmaxes; ++q) work.logits[q][j + i] = sums[4 * i + q];
     }
-    const PixelWeights<A> weights = finish_pixels<false, A>(k, tile, tiles, work, state);
+    const PixelWeights<A> weights = finish_pixels<A, S, T>(k, tile, tiles, work, state);
     for_vectors<A>(k.channels, [&](int c, auto lanes) {
       add_channel_vector<A, S, T>(k, tile, c, lanes, weights, work.sums + c / W * kSums);
     });

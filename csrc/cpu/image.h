@@ -13,11 +13,11 @@ inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, doubl
   for (int q = 0; q < kSoftmaxes; ++q) {
     double best = -__builtin_inf();
     for (int i = 0; i < m.chunks; ++i)
-      if (m.chunk(i).maximum[q] > best) best = m.chunk(i).maximum[q];
+      if (m.chunk(i).largest(q) > best) best = m.chunk(i).largest(q);
     normaliser[q] = 0;
     for (int i = 0; i < m.chunks; ++i) {
       const ChunkSums<A> chunk = m.chunk(i);
-      factor[q][i] = chunk.maximum[q] == best ? 1. : __builtin_exp(chunk.maximum[q] - best);
+      factor[q][i] = chunk.largest(q) == best ? 1. : __builtin_exp(chunk.largest(q) - best);
       normaliser[q] += chunk.normaliser[q] * factor[q][i];
     }
     for (int i = 0; i < m.chunks; ++i) factor[q][i] /= normaliser[q];

@@ -239,15 +239,6 @@ inline void add_to(A* p, Vec<A> v) {
   store<A>(p, load<A>(static_cast<const A*>(p)) + v);
 }
 
-// *sum += v. *lost is what the roundings of the sum have left out so far: Kahan's summation, a vector at a time.
-template <class A>
-inline void add_compensated(A* sum, A* lost, Vec<A> v) {
-  const Vec<A> before = load<A>(static_cast<const A*>(sum)), added = v + load<A>(static_cast<const A*>(lost));
-  const Vec<A> after = before + added;
-  store<A>(sum, after);
-  store<A>(lost, added - (after - before));
-}
-
 // The first n < width elements, the other lanes 0.
 template <class A, class T>
 inline Vec<A> load_first(const T* p, int n) {

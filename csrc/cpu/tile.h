@@ -103,10 +103,12 @@ FGD_INLINE void sum_channel_vectors(int channels, Vec<A>* total, const Add& add)
 template <class A>
 struct SoftmaxState {
   A maximum[kSoftmaxes], tile_maximum[kMaxTiles][kSoftmaxes];
+  A lost[kSoftmaxes], tile_lost[kMaxTiles][kSoftmaxes];  // what is to be added to them
   Vec<A> sum[kSoftmaxes];
   SoftmaxState() {
     for (int q = 0; q < kSoftmaxes; ++q) {
       maximum[q] = static_cast<A>(-__builtin_inf());
+      lost[q] = 0;
       sum[q] = Vec<A>{};
     }
   }
@@ -122,12 +124,12 @@ struct PixelWeights {
 template <class A>
 struct ForwardScratch {
   A* logits[kSoftmaxes];  // each [kMaxTilePixels]
-  A* lost[kSoftmaxes];    // each [kMaxTilePixels]: what is to be added to a logit, less than its last digit
+  A* weights[4];          // each [kMaxTilePixels]
   Vec<A>* sums;           // [C rounded up to the width][kSums], or as the layout wants it
   ForwardScratch(void* memory, int channels) {
     A* at = static_cast<A*>(memory);
     for (A*& map : logits) map = at, at += kMaxTilePixels;
-    for (A*& map : lost) map = at, at += kMaxTilePixels;
+    for (A*& map : weights) map = at, at += kMaxTilePixels;
     sums = reinterpret_cast<Vec<A>*>(at);
     for (int64_t i = 0; i < int64_t{channels} * kSums; ++i) sums[i] = Vec<A>{};
   }
@@ -163,40 +165,99 @@ FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, 
   sum[kSumContextT] = multiply_add<A>(et, t, sum[kSumContextT]);
 }
 
+// A logit as it should be, before its factor: the sum that softmax q sees of one pixel, in float64.
+template <class A, class S, class T>
+inline double exact_logit(const ForwardChunk<A>& k, int q, int p) {
+  double sum = 0;
+  for (int c = 0; c < k.channels; ++c) {
+    const double s = load_first<A>(row<S>(k.student, c, p), 1)[0], t = load_first<A>(row<T>(k.teacher, c, p), 1)[0];
+    sum += q == kTeacher   ? __builtin_fabs(t)
+           : q == kStudent ? __builtin_fabs(s)
+                           : (q == kContextS ? k.key_s[c] * s : k.key_t[c] * t);
+  }
+  return q == kTeacher || q == kStudent ? sum * k.inverse_ct : sum;
+}
+
+// The largest few logits of a tile: where the others lie far below, all that follows is theirs, and a logit of some
+// hundreds has no room for the digits that its exponential shows. They are summed again, into two numbers.
+constexpr int kExactLogits = 4;
+constexpr float kExactSpread = 8;  // largest less smallest logit of a tile: below, many pixels share in the weight
+
+template <class A, class S, class T>
+inline void sum_largest_again(const ForwardChunk<A>& k, const Tile& tile, int q, A* logits, A* lost) {
+  int largest[kExactLogits], count = 0;
+  for (int j = 0; j < tile.pixels; ++j) {
+    if (count == kExactLogits && !(logits[j] > logits[largest[count - 1]])) continue;
+    int place = count < kExactLogits ? count++ : count - 1;
+    for (; place > 0 && logits[j] > logits[largest[place - 1]]; --place) largest[place] = largest[place - 1];
+    largest[place] = j;
+  }
+  for (int i = 0; i < count; ++i) {
+    const double exact = exact_logit<A, S, T>(k, q, tile.first + largest[i]);
+    const A nearest = static_cast<A>(exact), rest = static_cast<A>(exact - nearest);
+    logits[largest[i]] = nearest;
+    lost[largest[i]] = rest == rest ? rest : 0;  // NaN beside an infinity
+  }
+}
+
+// The largest and the smallest logit of a tile; a NaN is neither.
+template <class A>
+struct LogitRange {
+  A largest, smallest;
+};
+
+template <class A>
+inline LogitRange<A> logit_range(const A* logits, const Tile& tile) {
+  const A infinity = static_cast<A>(__builtin_inf());
+  Vec<A> best = broadcast(-infinity), worst = broadcast(-infinity);  // of the negated logits
+  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
+    const Vec<A> z = load<A>(logits + j);
+    best = larger<A>(z, best);
+    worst = larger<A>(lanes.kAll ? -z : select<A>((Bits<A>)(z == -infinity), worst, -z), worst);
+  });
+  return {largest_lane<A>(best), -largest_lane<A>(worst)};
+}
+
+// What is to be added to the logit `largest`, so that a pixel with all the weight gets exp(0) = 1, exactly.
+template <class A>
+inline A lost_of(A largest, const A* logits, const A* lost, int pixels) {
+  int j = 0;
+  while (j + 1 < pixels && logits[j] != largest) ++j;
+  return lost[j];
+}
+
 // Step 2 of the forward pass: logits become exponentials against the running maxima, and these the tile's weights.
-// Compensated: `work.lost` is part of the logits.
-template <bool Compensated, class A>
+template <class A, class S, class T>
 inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int index, ForwardScratch<A>& work,
                                      SoftmaxState<A>& state) {
   constexpr int W = kWidth<A>;
   const A minus_infinity = static_cast<A>(-__builtin_inf());
   PixelWeights<A> out{};
   for (int q = 0; q < kSoftmaxes; ++q) {
-    A *logits = work.logits[q], *lost = work.lost[q];
-    for (int j = tile.pixels; j % W != 0; ++j) logits[j] = minus_infinity;
-    Vec<A> best = broadcast(state.maximum[q]);
+    A *logits = work.logits[q], *lost = work.weights[q];
     const bool activation = q == kTeacher || q == kStudent;
-    for (int j = 0; j < tile.pixels; j += W) {
-      Vec<A> z = load<A>(logits + j);
-      if (activation) {
-        const Bits<A> padding = z == minus_infinity;  // -inf·0 would be NaN
-        const Vec<A> product = z * k.inverse_ct;
-        if constexpr (Compensated) {
-          const Vec<A> factor = broadcast(k.inverse_ct), rounding = multiply_add<A>(z, factor, -product);
-          store<A>(lost + j, multiply_add<A>(load<A>(lost + j), factor, rounding));
-        }
-        z = select<A>(padding, z, product);
-        store<A>(logits + j, z);
-      }
-      best = larger<A>(z, best);
+    for (int j = 0; activation && j < tile.pixels; j += W) store<A>(logits + j, load<A>(logits + j) * k.inverse_ct);
+    for (int j = tile.pixels; j % W != 0; ++j) logits[j] = minus_infinity;
+    LogitRange<A> range = logit_range(logits, tile);
+    const bool exact = sizeof(A) < sizeof(double) && range.largest - range.smallest > kExactSpread;
+    if (exact) {
+      clear(lost, tile.pixels);
+      sum_largest_again<A, S, T>(k, tile, q, logits, lost);
+      range = logit_range(logits, tile);
     }
-    const A before = state.maximum[q], now = largest_lane<A>(best);
-    out.rescale[q] = before == now ? 1 : exponential_of<A>(before - now);
-    state.maximum[q] = state.tile_maximum[index][q] = now;
+    const A before = state.maximum[q], before_lost = state.lost[q];
+    if (range.largest > before) {
+      state.maximum[q] = range.largest;
+      state.lost[q] = exact ? lost_of(range.largest, logits, lost, tile.pixels) : 0;
+    }
+    const A now = state.maximum[q], now_lost = state.lost[q];
+    out.rescale[q] = before == now ? 1 : exponential_of<A>((before - now) + (before_lost - now_lost));
+    state.tile_maximum[index][q] = now;
+    state.tile_lost[index][q] = now_lost;
     state.sum[q] = state.sum[q] * out.rescale[q];
     for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
       Vec<A> z = load<A>(logits + j) - now;
-      if constexpr (Compensated) z += lanes.load(lost + j);
+      z += (exact ? lanes.load(lost + j) : Vec<A>{}) - now_lost;
       const Vec<A> e = exponential(z);  // 0 on padding: exp(-inf)
       state.sum[q] += e;
       store<A>(logits + j, e);
@@ -207,11 +268,11 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     const Vec<A> weight = load<A>(k.mask + tile.first + j);
     const Vec<A> e = load<A>(work.logits[kTeacher] + j);
     const Bits<A> outside = weight == 0;
-    store<A>(work.lost[0] + j, e * weight);
-    store<A>(work.lost[1] + j, (Vec<A>)((Bits<A>)e & outside));
+    store<A>(work.weights[0] + j, e * weight);
+    store<A>(work.weights[1] + j, (Vec<A>)((Bits<A>)e & outside));
   }
-  out.fg = work.lost[0];  // which nobody needs any more
-  out.bg = work.lost[1];
+  out.fg = work.weights[0];
+  out.bg = work.weights[1];
   out.context_s = work.logits[kContextS];
   out.context_t = work.logits[kContextT];
   return out;
@@ -222,10 +283,12 @@ template <class A>
 inline void finish_chunk(ForwardChunk<A>& k, int step, int tiles, const SoftmaxState<A>& state) {
   for (int q = 0; q < kSoftmaxes; ++q) {
     k.maximum[q] = state.maximum[q];
+    k.maximum_lost[q] = state.lost[q];
     k.normaliser[q] = sum_lanes<A>(state.sum[q]);
     for (int i = 0; i + 1 < tiles; ++i) {
       if (state.tile_maximum[i][q] == state.maximum[q]) continue;
-      const A factor = exponential_of<A>(state.tile_maximum[i][q] - state.maximum[q]);
+      const A lost = state.tile_lost[i][q] - state.lost[q];
+      const A factor = exponential_of<A>((state.tile_maximum[i][q] - state.maximum[q]) + lost);
       for (int p = i * step; p < (i + 1) * step; ++p) k.exponentials[q][p] *= factor;
     }
   }
