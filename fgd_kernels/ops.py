@@ -66,6 +66,8 @@ def _status(backend: str) -> BackendStatus:
         return BackendStatus(True, "compiled for this machine's CPU")
     if not native.has_cuda():
         return BackendStatus(False, f"the compiled library was built without CUDA: {native.cuda_missing()}")
+    if torch.version.cuda is None:
+        return BackendStatus(False, f"torch {torch.__version__} is built without CUDA")
     if not torch.cuda.is_available():
         return BackendStatus(False, "no CUDA device is visible")
     return BackendStatus(True, "compiled with CUDA")

@@ -39,6 +39,9 @@ COMMANDS = {
         "proposes the loss's temperature and weights for two detectors", "commands.calibrate:calibrate", parses=True
     ),
     "profile": Command("measures what each part of a training step costs", "commands.profile:profile", parses=True),
+    "doctor": Command(
+        "reports versions and backends, checks them, and says what would be faster", "commands.doctor:doctor"
+    ),
     "ablate": Command("runs the paper's ablations on the digits data", "digits.ablations:ablate"),
     "show-attention": Command(
         "draws where teacher, student and distilled student look", "pictures.attention:show_attention"
@@ -47,6 +50,7 @@ COMMANDS = {
     "plot-ap": Command("draws AP by object size", "pictures.bars:plot_ap"),
 }
 USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --help lists them)
+       fgd-distill --version
 
 {commands}
 
@@ -66,6 +70,11 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else list(args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())
+        return
+    if args == ["--version"]:
+        from .doctor import version
+
+        version()
         return
     name, options = args[0], args[1:]
     if name not in COMMANDS:
