@@ -163,6 +163,70 @@ def test_the_digits_experiment_is_imported_by_commands_alone(imports):
     assert not digits_imported(imports)
 
 
+# ---- families --------------------------------------------------------------------------------------------------------
+
+# What only models of one family have. Code outside of adapters/ looks for none of it.
+PARTS = {
+    "bbox_head",
+    "data_preprocessor",
+    "fpn_blocks",
+    "image_mean",
+    "image_std",
+    "pan_blocks",
+    "prior_generator",
+    "roi_head",
+    "roi_heads",
+    "rpn",
+    "with_neck",
+    "with_roi_head",
+}
+# These build detectors of torchvision's, by name and for the digits, and look into none.
+BUILDERS = {"detectors/by_name.py", "digits/detectors.py"}
+MASKS = {"data/coco_folder.py", "data/datamodule.py", "data/evaluation.py"}  # those of annotations and of predictions
+
+
+def families() -> list[str]:
+    """The packages that adapters/registry.py lists."""
+    tree = ast.parse((ROOT / "python" / "fgd_distill" / "adapters" / "registry.py").read_text())
+    (listed,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "FAMILIES")
+    return [key.value for key in listed.keys]
+
+
+def family_knowledge(text: str, path: str = "a.py") -> list[str]:
+    """What a module outside of adapters/ says of one family of detectors, given its path in fgd_distill."""
+    found: list[str] = []
+    tree, packages = ast.parse(text), families()
+    told = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for inner in ast.walk(node)}
+    told |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.IfExp) for part in (node.body, node.orelse)}
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "value", None)
+        is_name = isinstance(node, ast.Attribute | ast.Constant) and id(node) not in docstrings
+        if is_name and name in PARTS:
+            found.append(f"{path}:{node.lineno}: {name}")
+        if is_name and name in ("__name__", "__class__") and isinstance(node, ast.Attribute) and id(node) not in told:
+            # A message may tell a class's name; nothing may be decided by it.
+            owner = ast.unparse(node.value)
+            if name == "__class__" or owner.startswith("type("):
+                found.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+        if isinstance(node, ast.Dict) and path not in MASKS:
+            keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
+            found += [f"{path}:{node.lineno}: invented masks"] * ("masks" in keys)
+        if path not in BUILDERS and isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
+            modules = [f"{target}." for target in _targets(node, "")]
+            found += [f"{path}:{node.lineno}: {m[:-1]}" for m in modules for p in packages if m.startswith(f"{p}.")]
+    return found
+
+
+def test_adapters_know_the_family_and_nobody_else():
+    package = ROOT / "python" / "fgd_distill"
+    paths = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    elsewhere = {name: path for name, path in paths.items() if not name.startswith("adapters/")}
+    assert elsewhere.keys() > BUILDERS | MASKS and "torchvision.models.detection" in families()
+    assert not [told for name, path in elsewhere.items() for told in family_knowledge(path.read_text(), name)]
+    assert all(family_knowledge(paths[f"adapters/{name}.py"].read_text()) for name in ("torchvision", "mmdet"))
+
+
 # ---- sys.path --------------------------------------------------------------------------------------------------------
 
 PATH_EDIT = re.compile(
@@ -338,6 +402,27 @@ def test_an_import_of_the_digits_is_found(tmp_path):
     files |= {"fgd_distill/digits/demo.py": "", "fgd_distill/commands/main.py": "from ..digits import runs"}
     assert not digits_imported(imports_of(files, tmp_path))
     assert digits_imported(imports_of(files | {"fgd_distill/data.py": "from .digits.runs import x"}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if hasattr(student, 'roi_heads'): pass",
+        "mean = model.transform.image_mean",
+        "two = getattr(model, 'with_roi_head', False)",
+        "if 'rcnn' in type(student).__name__.lower(): pass",
+        "name = student.__class__.__name__",
+        "target = {'boxes': boxes, 'masks': torch.ones(1)}",
+        "def f():\n    from torchvision.models.detection import FCOS",
+        "import ultralytics",
+    ],
+)
+def test_knowledge_of_a_family_is_found(line):
+    assert family_knowledge(line)
+    allowed = (
+        "raise TypeError(f'{role}: got {type(model).__name__}')\nfrom torchvision.ops import nms\nlog = x(__name__)"
+    )
+    assert not family_knowledge(f'"""Of roi_heads and masks."""\n{allowed}\nkeys = {{"boxes", "masks"}}\n')
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ._moved import install as _install_old_names
 
 if TYPE_CHECKING:
-    from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter
+    from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter, register_adapter
     from .distiller import DetectionDistiller, DistilledFeatures, TeacherCache
     from .distilling import distil
     from .inheriting import InheritReport, inherit
@@ -23,9 +23,10 @@ __all__ = [
     "TorchvisionAdapter",
     "distil",
     "inherit",
+    "register_adapter",
 ]
 _HOMES = {
-    "adapters": ("DetectorAdapter", "StudentStep", "TorchvisionAdapter"),
+    "adapters": ("DetectorAdapter", "StudentStep", "TorchvisionAdapter", "register_adapter"),
     "distiller": ("DetectionDistiller", "DistilledFeatures", "TeacherCache"),
     "distilling": ("distil",),
     "inheriting": ("InheritReport", "inherit"),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
 from fgd_kernels import LOSS_NAMES, PRESETS, FGDLoss
 
-from .adapters import DetectorAdapter, adapter_for, probe_channels
+from .adapters import DetectorAdapter, as_adapter, probe_channels
+from .adapters.presets import guess_preset
 from .errors import FGDValueError
 from .taps import layer_names
 
+__all__ = ["TERMS", "WEIGHTS", "FGDConfig", "build_criterion", "guess_preset", "resolved"]
 WEIGHTS = ("alpha", "beta", "gamma", "lambda_")
 """In the order of the terms that they weight."""
 TERMS = tuple(name.removeprefix("loss_fgd_") for name in LOSS_NAMES)
@@ -54,33 +55,23 @@ def resolved(config: FGDConfig) -> tuple[float, list[float]]:
     return temperature, weights
 
 
-def guess_preset(student: Any, default: str) -> str:
-    """The preset for the student's family: by its class's name, or ``default`` for a name that tells nothing."""
-    name = type(student).__name__.lower()
-    if hasattr(student, "roi_heads") or "rcnn" in name:
-        return "two_stage"
-    families = {"fcos": "one_stage_anchor_free", "yolo": "one_stage_anchor_free"}
-    families |= {"retinanet": "one_stage_anchor", "ssd": "one_stage_anchor"}
-    return next((preset for family, preset in families.items() if family in name), default)
-
-
 def build_criterion(
     student: nn.Module,
     teacher: nn.Module,
     student_layers: str | Sequence[str] | None,
     teacher_layers: str | Sequence[str] | None,
     config: FGDConfig,
-    adapter: DetectorAdapter | None = None,
+    adapter: DetectorAdapter | str | None = None,
 ) -> FGDLoss:
     """An ``FGDLoss`` for the feature maps that these layers give; their channels are found by a blank image.
 
     Layers that are None are the neck's, as the detectors' adapter names them; an adapter that is None is chosen by the
-    student's class.
+    student's class; it may be given as ``module:Class``.
 
     Raises:
         ValueError: student and teacher give different numbers of feature maps.
     """
-    adapter = adapter or adapter_for(student)
+    adapter = as_adapter(adapter, student)
     student_layers = layer_names(student_layers or adapter.default_layers(student))
     teacher_layers = layer_names(teacher_layers or adapter.default_layers(teacher))
     student_channels = probe_channels(student, student_layers, adapter)

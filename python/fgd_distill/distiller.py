@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from fgd_kernels import pack_boxes
 from fgd_kernels.boxes import doubtful_boxes
 
-from .adapters import DetectorAdapter, StudentStep, adapter_for
+from .adapters import DetectorAdapter, StudentStep, as_adapter
 from .adapters.registry import check_plain
 from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
 from .frozen_teacher import FrozenTeacher
@@ -75,7 +75,8 @@ class DetectionDistiller(FrozenTeacher):
         student_layers, teacher_layers: name or names of the modules whose outputs are distilled, such as
             ``backbone.fpn``; outputs may be tensors (N, C, H, W), or dicts, lists or tuples of them. None takes those
             that the adapter names, the neck's.
-        adapter: knows how the detectors are run; None chooses one by the student's class.
+        adapter: knows how the detectors are run; an object, or its class as ``module:Class``. None chooses one by the
+            student's class.
         resize_teacher: whether teacher maps of another height and width are resized (bilinear) to the student's;
             otherwise they are an error.
         schedule: when the criterion's terms count; it needs ``set_step``. None: always.
@@ -100,14 +101,14 @@ class DetectionDistiller(FrozenTeacher):
         criterion: nn.Module,
         student_layers: str | Sequence[str] | None = None,
         teacher_layers: str | Sequence[str] | None = None,
-        adapter: DetectorAdapter | None = None,
+        adapter: DetectorAdapter | str | None = None,
         resize_teacher: bool = False,
         schedule: Schedule | None = None,
         teacher_cache: TeacherCache | None = None,
     ) -> None:
         super().__init__()
         _check_models(student, teacher)
-        self.adapter = adapter or adapter_for(student)
+        self.adapter = as_adapter(adapter, student)
         self.adapter.check_pair(student, teacher)
         self.student_layers = self._layers(student, student_layers, "student_layers")
         self.teacher_layers = self._layers(teacher, teacher_layers, "teacher_layers")

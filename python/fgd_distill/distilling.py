@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from .adapters import DetectorAdapter, adapter_for
-from .criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, guess_preset, resolved
+from .adapters import DetectorAdapter, as_adapter
+from .criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, resolved
 from .distiller import DetectionDistiller, TeacherCache
 from .errors import FGDTypeError
 from .schedule import Schedule
@@ -23,7 +23,7 @@ def distil(
     preset: str | None = None,
     layers: str | Sequence[str] | None = None,
     teacher_layers: str | Sequence[str] | None = None,
-    adapter: DetectorAdapter | None = None,
+    adapter: DetectorAdapter | str | None = None,
     resize_teacher: bool = False,
     schedule: Schedule | None = None,
     teacher_cache: TeacherCache | None = None,
@@ -41,7 +41,8 @@ def distil(
             None takes those of the student's family.
         layers: name or names of the student's modules whose outputs are distilled; None takes the neck's.
         teacher_layers: the same of the teacher; None takes the names in ``layers``, or the neck's.
-        adapter: knows how the detectors are run; None chooses one by the student's class.
+        adapter: knows how the detectors are run; an object, or its class as ``module:Class``. None chooses one by the
+            student's class.
         resize_teacher: whether teacher maps of another height and width are resized to the student's.
         schedule: when the loss counts; it needs ``distiller.set_step``. None: always.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
@@ -58,13 +59,14 @@ def distil(
             a setting of the loss is out of range.
     """
     _check_names(loss)
-    chosen = "given" if adapter else f"for {type(student).__name__}"
-    adapter = adapter or adapter_for(student)
+    chosen = f"for {type(student).__name__}" if adapter is None else "given"
+    adapter = as_adapter(adapter, student)
     adapter.check_pair(student, teacher)
     teacher_layers = layers if teacher_layers is None else teacher_layers
     ours = adapter.default_layers(student) if layers is None else layer_names(layers)
     theirs = adapter.default_layers(teacher) if teacher_layers is None else layer_names(teacher_layers)
-    config = FGDConfig(preset or guess_preset(student, FGDConfig.preset), **loss)
+    of_family = adapter.preset(student)
+    config = FGDConfig(preset or of_family or FGDConfig.preset, **loss)
     criterion = build_criterion(student, teacher, ours, theirs, config, adapter)
     criterion.to(next(student.parameters()).device)
     distiller = DetectionDistiller(
@@ -75,7 +77,7 @@ def distil(
         named = ", ".join(f"{name} {weight:g}" for name, weight in zip(WEIGHTS, weights, strict=True))
         channels = [_channels(level.student_channels for level in criterion.levels)]
         channels += [_channels(level.teacher_channels for level in criterion.levels)]
-        whose = "given" if preset else "by the student's class"
+        whose = "given" if preset else "by the student's class" if of_family else "none is known for such detectors"
         print(f"distil: adapter {type(adapter).__name__}, {chosen}")
         print(f"distil: layers {', '.join(ours)} of the student, {', '.join(theirs)} of the teacher")
         print(

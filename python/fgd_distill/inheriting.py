@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .adapters import adapter_for
+from .adapters import DetectorAdapter, as_adapter
 from .errors import FGDValueError
 from .taps import find_layer, layer_names
 
@@ -36,7 +36,11 @@ class InheritReport:
 
 
 def inherit(
-    student: nn.Module, teacher: nn.Module, modules: str | Sequence[str] | None = None, verbose: bool = True
+    student: nn.Module,
+    teacher: nn.Module,
+    modules: str | Sequence[str] | None = None,
+    verbose: bool = True,
+    adapter: DetectorAdapter | str | None = None,
 ) -> InheritReport:
     """Initialises the student's neck and head with the teacher's.
 
@@ -46,6 +50,8 @@ def inherit(
         modules: name or names of the submodules to inherit; None takes the neck and head that the student's adapter
             names.
         verbose: whether to print the report.
+        adapter: names neck and head; an object, or its class as ``module:Class``. None chooses one by the student's
+            class.
 
     Returns:
         what was loaded, mismatched and skipped.
@@ -53,9 +59,10 @@ def inherit(
     Raises:
         ValueError: a module of ``modules`` is missing in one of the models (the message lists close names), or nothing
             was loaded.
+        TypeError: there is no adapter for the student.
     """
     if modules is None:
-        wanted = list(adapter_for(student).neck_and_head(student))
+        wanted = list(as_adapter(adapter, student).neck_and_head(student))
     else:
         wanted = layer_names(modules)
         for name in wanted:

@@ -63,6 +63,32 @@ def assert_one_box_covers(distiller, batch, frame, box, map_size, rows, columns)
     assert torch.equal(foreground, expected)
 
 
+def assert_the_frame_is_the_steps(adapter, model: nn.Module, batch, resized: bool = False) -> None:
+    """The batch and the boxes of a training step, from a model that stays in eval mode and as it was; and a batch looks
+    like the images.
+
+    Args:
+        adapter: of the model.
+        model: a detector.
+        batch: images and targets.
+        resized: whether the family resizes, so that pixels cannot be compared.
+    """
+    before = {name: value.clone() for name, value in model.eval().state_dict().items()}
+    torch.manual_seed(2)  # some draw a size
+    frame = adapter.frame(model, *batch)
+    assert not model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.manual_seed(2)
+    step = adapter.student_step(model.train(), *batch)
+    assert torch.equal(frame.batch, step.batch) and not frame.batch.requires_grad
+    assert len(frame.boxes) == len(step.boxes) and all(map(torch.equal, frame.boxes, step.boxes))
+    picture = adapter.picture(model, frame.batch)
+    assert picture.dtype == torch.float32 and picture.shape == frame.batch.shape
+    assert 0 <= picture.min() < 0.1 and 0.9 < picture.max() <= 1
+    for seen, image in zip(picture, batch[0], strict=True):
+        if not resized:
+            torch.testing.assert_close(seen[:, : image.shape[1], : image.shape[2]], image, rtol=0, atol=1e-5)
+
+
 def assert_steps_lower_the_loss(
     distiller, batch, own_losses: Iterable[str], steps: int = 6, lr: float = 1e-3, since: int = 0
 ) -> None:

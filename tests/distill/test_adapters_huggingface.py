@@ -4,8 +4,15 @@ import os
 
 import pytest
 import torch
-from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, two_images
+from adapter_checks import (
+    assert_one_box_covers,
+    assert_steps_lower_the_loss,
+    assert_the_frame_is_the_steps,
+    make_distiller,
+    two_images,
+)
 
+from fgd_distill import distil
 from fgd_distill.adapters import adapter_for
 from fgd_distill.adapters.huggingface import HuggingFaceAdapter
 from fgd_distill.inheriting import inherit
@@ -121,6 +128,29 @@ def test_neck_and_head_are_inherited():
     name = "model.decoder.class_embed.1.weight"
     assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
     assert not any(name.startswith("model.backbone") for name in report.loaded)
+
+
+def test_the_frame_without_a_step(pair):
+    adapter = HuggingFaceAdapter()
+    assert_the_frame_is_the_steps(adapter, pair[0], two_images())
+    assert (adapter.preset(pair[0]), adapter.first_label(pair[0])) == (None, 0)
+
+
+def test_relatives_whose_neck_is_not_known_are_refused():
+    """Not by an AttributeError from deep inside; their classes are of the package, so they get this adapter."""
+    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5}
+    backbone = build().config.backbone_config
+    detr = transformers.DetrForObjectDetection(
+        transformers.DetrConfig(backbone_config=backbone, use_timm_backbone=False, **small, **heads)
+    )
+    assert type(adapter_for(detr)) is HuggingFaceAdapter
+    for asked in (detr, detr.model, torch.nn.Identity()):
+        for method in ("default_layers", "neck_and_head"):
+            with pytest.raises(TypeError, match="model: expected RT-DETR.*got .*your-own-family"):
+                getattr(HuggingFaceAdapter(), method)(asked)
+    with pytest.raises(TypeError, match="expected RT-DETR.*got DetrForObjectDetection"):
+        distil(detr, build(), verbose=False)
 
 
 def test_wrong_input_is_told(pair):

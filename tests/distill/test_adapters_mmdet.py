@@ -11,7 +11,14 @@ import types
 import pytest
 import torch
 import torchvision
-from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, snippet, two_images
+from adapter_checks import (
+    assert_one_box_covers,
+    assert_steps_lower_the_loss,
+    assert_the_frame_is_the_steps,
+    make_distiller,
+    snippet,
+    two_images,
+)
 
 import fgd_kernels as fgd
 from fgd_distill.adapters import adapter_for
@@ -271,6 +278,36 @@ def test_neck_and_head_are_inherited():
     report = inherit(student, teacher)
     assert not report.mismatched and not report.skipped
     assert {name.split(".")[0] for name in report.loaded} == {"neck", "rpn_head", "roi_head"}
+
+
+FAMILIES = [(retinanet, "one_stage_anchor"), (fcos, "one_stage_anchor_free"), (faster_rcnn, "two_stage")]
+
+
+@pytest.mark.parametrize(("config", "preset"), FAMILIES)
+def test_the_frame_without_a_step(config, preset):
+    adapter, model = MMDetectionAdapter(), build(config())
+    assert_the_frame_is_the_steps(adapter, model, two_images())
+    assert (adapter.preset(model), adapter.first_label(model)) == (preset, 0)
+
+
+def test_the_frame_without_a_step_where_the_preprocessor_counts_and_resizes():
+    from mmengine.logging import MessageHub
+
+    augment = {"type": "BatchSyncRandomResize", "random_size_range": (96, 128), "interval": 1}
+    plain = {"bgr_to_rgb": False, "batch_augments": [augment]}
+    model = build(retinanet() | {"data_preprocessor": PREPROCESSOR | plain})
+    MessageHub.get_current_instance().update_info("iter", 0)
+    assert_the_frame_is_the_steps(MMDetectionAdapter(), model, two_images(), resized=True)
+
+
+def test_models_without_a_box_head_are_refused():
+    model = build(retinanet())
+    model.bbox_head, model.mask_head = None, model.bbox_head
+    images, targets = two_images()
+    with pytest.raises(TypeError, match="model: expected a box head, which RetinaNet has not.*own batch"):
+        MMDetectionAdapter().student_step(model, images, targets)
+    with pytest.raises(TypeError, match="model: expected a detector of mmdet.models, got ResNet"):
+        MMDetectionAdapter().default_layers(model.backbone)
 
 
 def test_wrong_input_is_told(pair):

@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, two_images
+from adapter_checks import (
+    assert_one_box_covers,
+    assert_steps_lower_the_loss,
+    assert_the_frame_is_the_steps,
+    make_distiller,
+    two_images,
+)
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -148,6 +154,29 @@ def test_predictions_and_inheriting(name, batch):
     adapter = adapter_for(student)
     predictions = adapter.predict(student.eval(), batch[0])
     assert len(predictions) == 2 and predictions[0].keys() >= {"boxes", "scores", "labels"}
+
+
+TOLD = {
+    "retinanet": ("one_stage_anchor", 0),
+    "fcos": ("one_stage_anchor_free", 0),
+    "faster_rcnn": ("two_stage", 1),
+    "mask_rcnn": ("two_stage", 1),
+    "ssdlite": ("one_stage_anchor", 1),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_frame_without_a_step(name, batch):
+    adapter, model = TorchvisionAdapter(), FAMILIES[name].build()
+    model.transform.min_size = (60, 72, 84)  # drawn from in training
+    assert_the_frame_is_the_steps(adapter, model, batch, resized=True)
+    assert (adapter.preset(model), adapter.first_label(model)) == TOLD[name]
+
+
+def test_parts_of_a_detector_are_refused():
+    model = fcos()
+    with pytest.raises(TypeError, match="model: expected one of torchvision's detectors, got FCOSHead"):
+        adapter_for(model.head).default_layers(model.head)
 
 
 def test_detectors_of_ones_own_that_derive_from_torchvisions():

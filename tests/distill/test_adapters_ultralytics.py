@@ -5,7 +5,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from adapter_checks import assert_one_box_covers, assert_steps_lower_the_loss, make_distiller, snippet, two_images
+from adapter_checks import (
+    assert_one_box_covers,
+    assert_steps_lower_the_loss,
+    assert_the_frame_is_the_steps,
+    make_distiller,
+    snippet,
+    two_images,
+)
 from PIL import Image
 
 import fgd_kernels as fgd
@@ -184,6 +191,20 @@ def test_neck_and_head_are_inherited():
     assert not any(name.startswith(f"model.{index}.") for name in report.loaded for index in range(10))
     for name in ("model.22.cv3.0.2.weight", "model.12.cv1.conv.weight"):
         assert torch.equal(student.state_dict()[name], teacher.state_dict()[name])
+
+
+def test_the_frame_without_a_step(pair):
+    adapter = UltralyticsAdapter()
+    assert_the_frame_is_the_steps(adapter, pair[0], two_images())
+    assert (adapter.preset(pair[0]), adapter.first_label(pair[0])) == ("one_stage_anchor_free", 0)
+
+
+def test_a_model_of_another_task_is_refused():
+    from ultralytics.nn.tasks import ClassificationModel
+
+    model = ClassificationModel("yolov8n-cls.yaml", verbose=False)
+    with pytest.raises(TypeError, match="model: expected a YOLO detector, got ClassificationModel"):
+        adapter_for(model).default_layers(model)
 
 
 def test_wrong_input_is_told(pair):

@@ -5,7 +5,10 @@ import math
 
 import pytest
 import torch
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from fgd_distill.adapters import TorchvisionAdapter
 from fgd_distill.criterion import FGDConfig, build_criterion
 from fgd_distill.data.labels import CategoryLabels
 from fgd_distill.detectors.by_name import DetectorConfig
@@ -162,12 +165,14 @@ def test_class_zero_is_the_background_of_two_stage_detectors():
 
         used = True
 
-    two_stage = type("TwoStage", (), {"roi_heads": None})
+    adapter, student = TorchvisionAdapter(), digits_student(2)
+    anchors = AnchorGenerator(((16,), (32,), (64,)), ((1.0,),) * 3)
+    two_stage = FasterRCNN(student.backbone, num_classes=2, rpn_anchor_generator=anchors)
     with pytest.raises(ValueError, match="class 0 is the background; got 0"):
-        training._check_labels(Data(), two_stage(), 2)
-    training._check_labels(Data(), digits_student(2), 2)
+        training._check_labels(Data(), adapter.first_label(two_stage), 2)
+    training._check_labels(Data(), adapter.first_label(student), 2)
     Data.used = False  # the supercategory that many exports list
-    training._check_labels(Data(), two_stage(), 2)
+    training._check_labels(Data(), adapter.first_label(two_stage), 2)
 
 
 def test_boxes_keep_32_bits_where_the_model_has_16(fit_args, tmp_path, monkeypatch):

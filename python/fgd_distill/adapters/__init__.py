@@ -1,8 +1,25 @@
-"""Adapters: what the distiller must know of each family of detectors."""
+"""Adapters: what the distiller must know of each family of detectors, and what helps to write one."""
 
-from .base import DetectorAdapter, StudentStep
+from .base import DetectorAdapter, Frame, StudentStep
+from .batches import check_images, check_targets, detection, stack_images, to_pixels, to_relative
 from .probe import backbone_features, probe_channels
-from .registry import adapter_for
+from .registry import adapter_for, as_adapter, register_adapter
 from .torchvision import TorchvisionAdapter
 
-__all__ = ["DetectorAdapter", "StudentStep", "TorchvisionAdapter", "adapter_for", "backbone_features", "probe_channels"]
+__all__ = [
+    "DetectorAdapter",
+    "Frame",
+    "StudentStep",
+    "TorchvisionAdapter",
+    "adapter_for",
+    "as_adapter",
+    "backbone_features",
+    "check_images",
+    "check_targets",
+    "detection",
+    "probe_channels",
+    "register_adapter",
+    "stack_images",
+    "to_pixels",
+    "to_relative",
+]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from .presets import preset_by_name
 
 
 @dataclass
@@ -24,8 +29,22 @@ class StudentStep:
     boxes: list[Tensor]
 
 
+class Frame(NamedTuple):
+    """What a training step makes of images and boxes before the backbone runs.
+
+    Args:
+        batch: as in ``StudentStep``.
+        boxes: as in ``StudentStep``.
+    """
+
+    batch: Tensor
+    boxes: list[Tensor]
+
+
 class DetectorAdapter(Protocol):
-    """Implemented once for each family of detectors: one file here, one line in ``FAMILIES``.
+    """All that is known of a family of detectors; nothing else looks into a model. Derive from it.
+
+    Six methods have to be written. The other four have defaults, which serve most families.
 
     Every adapter takes batches as ``fgd_distill.data`` makes them, whatever the family itself calls for: ``images``, a
     sequence of float tensors (3, H_i, W_i) in 0..1, RGB, and ``targets``, a sequence of dicts with ``boxes`` (n_i, 4),
@@ -34,18 +53,27 @@ class DetectorAdapter(Protocol):
     An adapter holds no model and no state of a step: one object serves student, teacher and copies of both.
     """
 
+    @abstractmethod
     def neck_and_head(self, model: nn.Module) -> Sequence[str]:
         """Names of the submodules that a student may inherit; those that ``model`` lacks are left out."""
 
+    @abstractmethod
     def default_layers(self, model: nn.Module) -> list[str]:
-        """Names of the modules whose outputs are distilled if the user names none: the neck's, in order of stride."""
+        """Names of the modules whose outputs are distilled if the user names none: the neck's, in order of stride.
 
+        Raises:
+            TypeError: a model whose neck is not known.
+        """
+
+    @abstractmethod
     def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
         """Raises TypeError or ValueError if the two cannot share one input tensor."""
 
+    @abstractmethod
     def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
         """Runs the student, which is in training mode, on a batch as the data loader gives it."""
 
+    @abstractmethod
     def run_backbone(self, model: nn.Module, batch: Tensor) -> Any:
         """Runs ``model`` on a prepared batch (N, 3, H, W), at least backbone and neck.
 
@@ -54,6 +82,39 @@ class DetectorAdapter(Protocol):
         catch BaseException here.
         """
 
+    @abstractmethod
     def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
         """Detections of a model in eval mode, one dict an image: ``boxes`` (k, 4) xyxy in pixels of the image as it
         came in, ``scores`` (k,) and ``labels`` (k,), which count as those of the targets."""
+
+    def preset(self, model: nn.Module) -> str | None:
+        """The loss's preset for this model, one of ``fgd_kernels.PRESETS``, or None if none was made for its kind.
+
+        By default the class's name tells: ``FCOS``, ``MyFasterRCNN``.
+        """
+        return preset_by_name(model)
+
+    def first_label(self, model: nn.Module) -> int:
+        """The smallest label of an object: 1 where the class 0 is the background, else 0, the default."""
+        return 0
+
+    def frame(self, model: nn.Module, images: Any, targets: Any) -> Frame:
+        """The batch, and the boxes in it, that a training step would make of images and targets; without gradient.
+
+        The model may be in any mode, and is left as it was, in its random sizes as in a training. By default a copy of
+        it takes the step, which an adapter that can prepare a batch by itself saves.
+        """
+        probe = copy.deepcopy(model).train()
+        with torch.no_grad():
+            step = self.student_step(probe, images, targets)
+        return Frame(step.batch, step.boxes)
+
+    def picture(self, model: nn.Module, batch: Tensor) -> Tensor:
+        """A prepared batch (N, 3, H, W) as it looks: RGB in 0..1, float32.
+
+        By default values that leave 0..1 are taken for normalised in an unknown way: each image's range becomes 0..1.
+        """
+        batch = batch.detach().float()
+        low, high = batch.amin((1, 2, 3), keepdim=True), batch.amax((1, 2, 3), keepdim=True)
+        stretched = (batch - low) / (high - low).clamp(min=1e-12)
+        return stretched.where((low < 0) | (high > 1), batch)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FGDTypeError, FGDValueError
-from .base import StudentStep
+from .base import DetectorAdapter, Frame, StudentStep
 from .batches import check_targets, detection, stack_images, to_pixels, to_relative
 
 
-class HuggingFaceAdapter:
+class HuggingFaceAdapter(DetectorAdapter):
     """``RTDetrForObjectDetection``, ``RTDetrV2ForObjectDetection`` and ``DFineForObjectDetection``.
 
     They take a ready tensor in 0..1, not normalised, as their image processor makes it. Images of several sizes are
@@ -26,21 +26,20 @@ class HuggingFaceAdapter:
     """
 
     def neck_and_head(self, model: Any) -> Sequence[str]:
+        _check("model", model)
         inner = [f"model.{name}" for name, _ in model.model.named_children() if name != "backbone"]
         return [*inner, *(name for name, _ in model.named_children() if name != "model")]
 
     def default_layers(self, model: Any) -> list[str]:
         """The hybrid encoder's maps: of the top-down path only the last one leaves it, of the bottom-up path all."""
+        _check("model", model)
         encoder = model.model.encoder
         top_down, bottom_up = len(encoder.fpn_blocks) - 1, range(len(encoder.pan_blocks))
         return [f"model.encoder.fpn_blocks.{top_down}", *(f"model.encoder.pan_blocks.{i}" for i in bottom_up)]
 
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
-            if not hasattr(getattr(getattr(model, "model", None), "encoder", None), "pan_blocks"):
-                raise FGDTypeError(
-                    f"{role}: expected RT-DETR, RT-DETRv2 or D-FINE for object detection, got {type(model).__name__}"
-                )
+            _check(role, model)
         ours, theirs = _largest_stride(student), _largest_stride(teacher)
         if ours % theirs:
             raise FGDValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
@@ -54,8 +53,7 @@ class HuggingFaceAdapter:
             ]
             boxes = [to_pixels(label["boxes"].float(), batch) for label in labels]
         else:
-            batch = stack_images(images, _largest_stride(student), 0.0)
-            boxes, classes = check_targets(targets, batch, student.config.num_labels)
+            batch, boxes, classes = _prepared(student, images, targets)
             labels = [
                 {"class_labels": label, "boxes": to_relative(box, batch)}
                 for label, box in zip(classes, boxes, strict=True)
@@ -77,6 +75,30 @@ class HuggingFaceAdapter:
             detection(to_pixels(output.pred_boxes[n, flat[n] // classes], batch), scores[n], flat[n] % classes, image)
             for n, image in enumerate(images)
         ]
+
+    def preset(self, model: Any) -> str | None:
+        return None  # the paper distils no detector of this kind
+
+    def frame(self, model: Any, images: Any, targets: Any) -> Frame:
+        return Frame(*_prepared(model, images, targets)[:2])
+
+    def picture(self, model: Any, batch: Tensor) -> Tensor:
+        return batch.detach().float().clamp(0, 1)
+
+
+def _check(role: str, model: Any) -> None:
+    encoder = getattr(getattr(model, "model", None), "encoder", None)
+    if not hasattr(encoder, "fpn_blocks") or not hasattr(encoder, "pan_blocks"):
+        raise FGDTypeError(
+            f"{role}: expected RT-DETR, RT-DETRv2 or D-FINE for object detection, got {type(model).__name__}; for "
+            "another neck write an adapter (docs/guides/your-own-family.md)"
+        )
+
+
+def _prepared(model: Any, images: Any, targets: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The batch, and each image's boxes in its pixels and labels."""
+    batch = stack_images(images, _largest_stride(model), 0.0)
+    return batch, *check_targets(targets, batch, model.config.num_labels)
 
 
 def _largest_stride(model: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FGDTypeError, FGDValueError
-from .base import StudentStep
+from .base import DetectorAdapter, Frame, StudentStep
 from .batches import check_images, check_targets, detection
+from .presets import preset_by_name
 
 
-class MMDetectionAdapter:
+class MMDetectionAdapter(DetectorAdapter):
     """Detectors of ``mmdet.models``, built by ``MODELS.build(config.model)``.
 
     Their ``data_preprocessor`` normalises and pads, and may resize; what leaves it is the frame. Images are handed to
@@ -26,12 +28,12 @@ class MMDetectionAdapter:
         return [name for name, _ in model.named_children() if name not in ("data_preprocessor", "backbone")]
 
     def default_layers(self, model: Any) -> list[str]:
+        _check("model", model)
         return ["neck" if model.with_neck else "backbone"]
 
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
-            if not hasattr(model, "extract_feat") or not hasattr(model, "data_preprocessor"):
-                raise FGDTypeError(f"{role}: expected a detector of mmdet.models, got {type(model).__name__}")
+            _check(role, model)
         ours, theirs = _normalisation(student), _normalisation(teacher)
         if ours != theirs:
             raise FGDValueError(
@@ -42,10 +44,8 @@ class MMDetectionAdapter:
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         data = dict(images) if isinstance(images, Mapping) else _pack(student, images, targets)
         data = _preprocessor(student)(data, training=True)
-        batch, samples = data["inputs"], data["data_samples"]
-        # Only now: the preprocessor may have scaled the boxes with the images.
-        boxes = [_plain(sample.gt_instances.bboxes) for sample in samples]
-        return StudentStep(_scalars(student.loss(batch, samples)), batch, boxes)
+        batch, boxes = _frame(data)
+        return StudentStep(_scalars(student.loss(batch, data["data_samples"])), batch, boxes)
 
     def run_backbone(self, model: Any, batch: Tensor) -> Any:
         return model.extract_feat(batch)
@@ -57,6 +57,36 @@ class MMDetectionAdapter:
         samples = model.predict(data["inputs"], data["data_samples"])
         found = [sample.pred_instances for sample in samples]
         return [detection(f.bboxes, f.scores, f.labels, image) for f, image in zip(found, images, strict=True)]
+
+    def preset(self, model: Any) -> str | None:
+        if getattr(model, "with_roi_head", False):
+            return "two_stage"
+        priors = getattr(getattr(model, "bbox_head", None), "prior_generator", None)
+        return {"AnchorGenerator": "one_stage_anchor", "MlvlPointGenerator": "one_stage_anchor_free"}.get(
+            type(priors).__name__, preset_by_name(model)
+        )
+
+    def frame(self, model: Any, images: Any, targets: Any) -> Frame:
+        # By a copy: some count their calls, to change size after every so many.
+        preprocessor = copy.deepcopy(_preprocessor(model))
+        return _frame(preprocessor(_pack(model, images, targets), training=True))
+
+    def picture(self, model: Any, batch: Tensor) -> Tensor:
+        told, batch = _normalisation(model), batch.detach().float()
+        if told["mean"] is not None:
+            mean, std = (batch.new_tensor(told[name]).view(-1, 1, 1) for name in ("mean", "std"))
+            batch = batch * std + mean
+        return (batch if told["swaps_channels"] else batch.flip(1)).div(255).clamp(0, 1)
+
+
+def _check(role: str, model: Any) -> None:
+    if not hasattr(model, "extract_feat") or not hasattr(model, "data_preprocessor"):
+        raise FGDTypeError(f"{role}: expected a detector of mmdet.models, got {type(model).__name__}")
+
+
+def _frame(data: Mapping[str, Any]) -> Frame:
+    """Of what leaves the preprocessor, and not before: it may have scaled the boxes with the images."""
+    return Frame(data["inputs"], [_plain(sample.gt_instances.bboxes) for sample in data["data_samples"]])
 
 
 def _normalisation(model: Any) -> dict[str, Any]:
@@ -95,7 +125,12 @@ def _pack(model: Any, images: Any, targets: Any) -> dict[str, list[Any]]:
 
 
 def _classes(model: Any) -> int:
-    box_head: Any = (model.roi_head if getattr(model, "with_roi_head", False) else model).bbox_head
+    box_head: Any = getattr(model.roi_head if getattr(model, "with_roi_head", False) else model, "bbox_head", None)
+    if box_head is None:
+        raise FGDTypeError(
+            f"model: expected a box head, which {type(model).__name__} has not; give it MMDetection's own batch, a "
+            "dict with inputs and data_samples, with targets None"
+        )
     # Cascades have a list of heads, all for the same classes.
     first: Any = box_head[0] if isinstance(box_head, nn.ModuleList) else box_head
     return first.num_classes

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..errors import FGDTypeError, FGDValueError
 from ..taps import LayerTap
-from .base import StudentStep
+from .base import DetectorAdapter, Frame, StudentStep
 
 
-class TorchvisionAdapter:
+class TorchvisionAdapter(DetectorAdapter):
     """torchvision's detectors: FCOS, RetinaNet, Faster R-CNN, Mask R-CNN, SSD.
 
     They resize, normalise and pad inside, in ``transform``. What leaves it is the frame: the padded batch, and the
@@ -26,13 +29,13 @@ class TorchvisionAdapter:
         return "backbone.fpn", "head", "rpn", "roi_heads"
 
     def default_layers(self, model: nn.Module) -> list[str]:
+        _check("model", model)
         # SSD has no neck; its backbone returns the maps that the head gets.
         return ["backbone.fpn" if hasattr(model.backbone, "fpn") else "backbone"]
 
     def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
-            if not isinstance(getattr(model, "transform", None), GeneralizedRCNNTransform):
-                raise FGDTypeError(f"{role}: expected one of torchvision's detectors, got {type(model).__name__}")
+            _check(role, model)
         for name in ("image_mean", "image_std"):
             ours, theirs = (list(getattr(model.transform, name)) for model in (student, teacher))
             if ours != theirs:
@@ -57,3 +60,34 @@ class TorchvisionAdapter:
     @torch.no_grad()
     def predict(self, model: nn.Module, images: Any) -> list[dict[str, Tensor]]:
         return model(list(images))
+
+    def preset(self, model: nn.Module) -> str | None:
+        if _is_two_stage(model):
+            return "two_stage"
+        if isinstance(model, FCOS):
+            return "one_stage_anchor_free"
+        return "one_stage_anchor" if isinstance(model, RetinaNet | SSD) else None
+
+    def first_label(self, model: nn.Module) -> int:
+        """RetinaNet and FCOS have no class for the background, though their own weights leave class 0 unused."""
+        return 1 if _is_two_stage(model) or isinstance(model, SSD) else 0
+
+    def frame(self, model: nn.Module, images: Any, targets: Any) -> Frame:
+        transform = copy.deepcopy(model.get_submodule("transform")).train()  # in eval mode it takes another size
+        prepared, moved = transform(list(images), [{"boxes": torch.as_tensor(target["boxes"])} for target in targets])
+        return Frame(prepared.tensors, [target["boxes"] for target in moved])
+
+    def picture(self, model: nn.Module, batch: Tensor) -> Tensor:
+        batch, transform = batch.detach().float(), model.get_submodule("transform")
+        mean, std = (batch.new_tensor(getattr(transform, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
+        return (batch * std + mean).clamp(0, 1)
+
+
+def _check(role: str, model: nn.Module) -> None:
+    transform = getattr(model, "transform", None)
+    if not isinstance(transform, GeneralizedRCNNTransform) or not hasattr(model, "backbone"):
+        raise FGDTypeError(f"{role}: expected one of torchvision's detectors, got {type(model).__name__}")
+
+
+def _is_two_stage(model: nn.Module) -> bool:
+    return hasattr(model, "roi_heads")

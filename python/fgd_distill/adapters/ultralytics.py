@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import FGDTypeError, FGDValueError
-from .base import StudentStep
+from .base import DetectorAdapter, Frame, StudentStep
 from .batches import check_targets, detection, stack_images, to_pixels, to_relative
 
 GREY = 114 / 255  # what Ultralytics pads with
 
 
-class UltralyticsAdapter:
+class UltralyticsAdapter(DetectorAdapter):
     """YOLO detectors of the package ``ultralytics`` (v3 to v12, 26): ``YOLO(...).model`` or ``DetectionModel(...)``.
 
     They take a ready tensor in 0..1. Images of several sizes are padded at the right and at the bottom to a common
@@ -30,6 +30,7 @@ class UltralyticsAdapter:
 
     def default_layers(self, model: Any) -> list[str]:
         """The layers that feed the head, from fine to coarse, such as ``model.15``, ``.18`` and ``.21`` of YOLOv8."""
+        _check_detector("model", model)
         head = model.model[-1]
         names = [f"model.{index if index >= 0 else head.i + index}" for index in head.f]
         strides = [float(stride) for stride in getattr(head, "stride", ())]
@@ -82,6 +83,16 @@ class UltralyticsAdapter:
             max_time_img=float("inf"),  # otherwise a slow machine loses boxes
         )
         return [detection(f[:, :4], f[:, 4], f[:, 5], image) for f, image in zip(found, images, strict=True)]
+
+    def preset(self, model: Any) -> str | None:
+        return "one_stage_anchor_free"
+
+    def frame(self, model: Any, images: Any, targets: Any) -> Frame:
+        batch, boxes = _batch(model, images, targets)
+        return Frame(batch["img"], boxes)
+
+    def picture(self, model: Any, batch: Tensor) -> Tensor:
+        return batch.detach().float().clamp(0, 1)
 
 
 def _check_detector(role: str, model: Any) -> None:

@@ -16,7 +16,7 @@ from fgd_kernels import PRESETS
 from ..calibration.measure import measure
 from ..calibration.propose import Bounds, propose
 from ..calibration.report import overlay, report
-from ..criterion import FGDConfig, guess_preset, resolved
+from ..criterion import FGDConfig, resolved
 from ..data.datamodule import Batch
 from ..errors import FGDValueError
 from ..files import atomic_write
@@ -30,7 +30,7 @@ class Calibration:
     Args:
         batches: how many training batches are measured.
         preset: whose ratios between the weights are kept: ``two_stage``, ``one_stage_anchor``,
-            ``one_stage_anchor_free``, or ``auto``: by the student's class.
+            ``one_stage_anchor_free``, or ``auto``: that of the student's family.
         ratios: ``preset`` keeps its ratios as far as ``low`` and ``high`` allow, ``equal`` gives each term one share.
         temperature: T to find the weights for; None proposes one.
         total: all terms together, as a multiple of the detector's own loss.
@@ -102,8 +102,8 @@ def calibrate(args: Sequence[str]) -> FGDConfig:
     temperatures = {resolved(candidate)[0] for candidate in candidates.values()}
     temperatures |= set() if settings.temperature is None else {settings.temperature}
     measurement = measure(distiller.to(device), batches, temperatures)
-    preset = settings.preset if settings.preset != "auto" else guess_preset(distiller.student, configured.preset)
-    start = replace(configured, preset=preset)
+    told = distiller.adapter.preset(distiller.student) if settings.preset == "auto" else settings.preset
+    start = replace(configured, preset=told or configured.preset)
     proposed = propose(measurement, start, settings.bounds, settings.temperature, settings.ratios == "equal")
     print("\n".join(report(measurement, candidates | {"proposed": proposed})))
     text = overlay(proposed, measurement, shlex.join(["fgd-distill", "calibrate", *args]))

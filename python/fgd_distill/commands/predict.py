@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ..adapters import adapter_for
+from ..adapters import DetectorAdapter, as_adapter
 from ..data.coco_folder import open_coco
 from ..data.evaluation import coco_results
 from ..data.image_files import UnreadableImageError, read_image
@@ -73,6 +73,7 @@ def predict(
     batch_size: int = 1,
     num_workers: int = 2,
     device: str = "auto",
+    adapter: str | None = None,
 ) -> Path:
     """Detects objects on a folder of images and writes them as a COCO results json.
 
@@ -88,6 +89,8 @@ def predict(
         batch_size: images at a time. Images of different sizes are padded to the largest, which moves scores a little.
         num_workers: processes that load images; 0 loads them in this one.
         device: cpu, cuda, or auto: cuda where there is one.
+        adapter: of a detector of your own family, module:Class; by default the checkpoint's, or by the detector's
+            class.
 
     Returns:
         the path of the json.
@@ -96,13 +99,14 @@ def predict(
         FileNotFoundError: the folder, checkpoint or annotations are missing.
         ValueError: there are no images, or not one of checkpoint and detector with weights.
     """
-    model, labels = _detector(checkpoint, detector)
+    model, labels, stored = _detector(checkpoint, detector)
+    runs = as_adapter(adapter or stored, model)
     listed = _listed(Path(images), annotations)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = DataLoader(_Images(listed), batch_size, num_workers=num_workers, collate_fn=list)
     results, unread = [], 0
-    for image, prediction in _predictions(model.to(device).eval(), tqdm(loader, desc="predict"), device):
+    for image, prediction in _predictions(runs, model.to(device).eval(), tqdm(loader, desc="predict"), device):
         if prediction is None:
             unread += 1
             continue
@@ -116,8 +120,9 @@ def predict(
 
 
 @torch.no_grad()
-def _predictions(model: nn.Module, batches: Any, device: str) -> Iterator[tuple[NamedImage, dict[str, Tensor] | None]]:
-    adapter = adapter_for(model)
+def _predictions(
+    adapter: DetectorAdapter, model: nn.Module, batches: Any, device: str
+) -> Iterator[tuple[NamedImage, dict[str, Tensor] | None]]:
     for batch in batches:
         readable = [image for image in batch if image.pixels is not None]
         found = adapter.predict(model, [image.pixels.to(device) for image in readable]) if readable else []
@@ -125,18 +130,21 @@ def _predictions(model: nn.Module, batches: Any, device: str) -> Iterator[tuple[
         yield from ((image, None) for image in batch if image.pixels is None)
 
 
-def _detector(checkpoint: str | None, detector: DetectorConfig | None) -> tuple[nn.Module, CategoryLabels | None]:
+def _detector(
+    checkpoint: str | None, detector: DetectorConfig | None
+) -> tuple[nn.Module, CategoryLabels | None, str | None]:
+    """The model, what its labels stand for, and the adapter that its checkpoint names."""
     if (checkpoint is None) == (detector is None):
         got = "neither" if checkpoint is None else "both"
         raise FGDValueError(f"checkpoint: expected either it or a detector with weights, got {got}")
     if detector is not None:
         if detector.weights is None:
             raise FGDValueError("detector.weights: expected a file with trained weights, got None: it would see noise")
-        return build_detector(detector), None
-    config, student, labels = read_checkpoint(str(checkpoint))
-    model = build_detector(config)
-    model.load_state_dict(student)
-    return model, labels
+        return build_detector(detector), None, None
+    stored = read_checkpoint(str(checkpoint))
+    model = build_detector(stored.config)
+    model.load_state_dict(stored.state)
+    return model, stored.labels, stored.adapter
 
 
 def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:

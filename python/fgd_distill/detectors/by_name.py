@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..errors import FGDTypeError, FGDValueError
+from ..importing import named_object
 from .weights import load_state, load_weights, read_state, resolve_weights
 
 # Short names of the functions that build the two detectors of the digits data.
@@ -55,7 +55,7 @@ class DetectorConfig:
     Args:
         name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn`` or ``maskrcnn_resnext101_64x4d_fpn``; or a
             function of one's own as ``module:function``, called with ``num_classes`` and ``options``, that returns a
-            detector for which ``fgd_distill.adapters`` has an adapter.
+            detector that has an adapter (``fgd_distill.adapters``, or one's own).
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.
@@ -106,11 +106,7 @@ def _own_detector(name: str, config: DetectorConfig) -> nn.Module:
     """What the function ``module:function`` builds."""
     if config.backbone_weights is not None:
         raise FGDValueError(f"backbone_weights: expected a detector with a ResNet backbone, got {config.name!r}")
-    module, _, function = name.partition(":")
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FGDValueError(f"detector name: expected module:function, cannot import {name!r}: {error}") from error
+    build = named_object(name, "detector name", "function")
     model = build(num_classes=config.num_classes, **config.options)
     if not isinstance(model, nn.Module):
         raise FGDTypeError(f"detector name: expected {name} to return a torch.nn.Module, got {type(model).__name__}")

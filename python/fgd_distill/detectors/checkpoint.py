@@ -44,11 +44,13 @@ def student_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 class StoredStudent(NamedTuple):
-    """The student of a checkpoint: how it is built, without weights, its state dict, and what its labels stand for."""
+    """The student of a checkpoint: how it is built, without weights, its state dict, what its labels stand for, and its
+    adapter as ``module:Class``, if one was given."""
 
     config: DetectorConfig
     state: dict[str, Tensor]
     labels: CategoryLabels
+    adapter: str | None
 
 
 def read_checkpoint(checkpoint: str | Path) -> StoredStudent:
@@ -69,7 +71,8 @@ def read_checkpoint(checkpoint: str | Path) -> StoredStudent:
         got = f"the keys {sorted(content)[:8]}" if isinstance(content, Mapping) else type(content).__name__
         raise FGDValueError(f"{expected}, got {got}")
     labels = CategoryLabels.from_state(content.get("labels"))
-    return StoredStudent(DetectorConfig(**content["detector"]), student_state_dict(content), labels)
+    student = student_state_dict(content)
+    return StoredStudent(DetectorConfig(**content["detector"]), student, labels, content.get("adapter"))
 
 
 def export_student(checkpoint: str, output: str, dtype: Literal["float32", "float16"] = "float32") -> None:
@@ -86,13 +89,13 @@ def export_student(checkpoint: str, output: str, dtype: Literal["float32", "floa
         FileNotFoundError: there is no such checkpoint.
         ValueError: it was not written by ``fgd-distill fit``.
     """
-    config, student, _ = read_checkpoint(checkpoint)
-    stored = getattr(torch, dtype)
-    state = {name: value.to(stored) if value.is_floating_point() else value for name, value in student.items()}
+    stored = read_checkpoint(checkpoint)
+    kept: torch.dtype = getattr(torch, dtype)
+    state = {name: value.to(kept) if value.is_floating_point() else value for name, value in stored.state.items()}
 
     def write(path: Path) -> None:
         torch.save(state, path)
-        load_weights(build_detector(config), path)
+        load_weights(build_detector(stored.config), path)
 
     atomic_write(output, write)
     print(f"wrote {len(state)} tensors, {Path(output).stat().st_size / 1e6:.1f} MB, to {output}")

@@ -130,6 +130,7 @@ def show_attention(
     levels: list[int] | None = None,
     temperature: float = 0.5,
     output: str = "attention.png",
+    adapter: str | None = None,
 ) -> None:
     """Draws the spatial and channel attention of teacher, student and distilled student for one image, as a PNG.
 
@@ -149,6 +150,7 @@ def show_attention(
         levels: which of the feature maps, counted from 0; all by default.
         temperature: T of the attentions; give the one that the loss uses.
         output: the PNG file to write.
+        adapter: of detectors of your own family, module:Class; by the student's class if none is given.
 
     Raises:
         FileNotFoundError: an image, an annotation file or weights are missing.
@@ -174,6 +176,7 @@ def show_attention(
         teacher_layers,
         student_layers,
         temperature,
+        adapter,
     )
     save(draw_attention(view, levels, temperature), output)
 

@@ -6,10 +6,8 @@ and padded, with the boxes moved along. A feature map covers that batch from edg
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 import fgd_kernels as fgd
 from fgd_kernels import reference
 
-from ..adapters import DetectorAdapter, adapter_for, backbone_features
+from ..adapters import DetectorAdapter, as_adapter, backbone_features
 from ..distiller import layer_names
 from ..errors import FGDValueError
 
@@ -52,7 +50,7 @@ def view_attention(
     teacher_layers: str | Sequence[str] | None = None,
     student_layers: str | Sequence[str] | None = None,
     temperature: float = 0.5,
-    adapter: DetectorAdapter | None = None,
+    adapter: DetectorAdapter | str | None = None,
 ) -> AttentionView:
     """Runs all models, in eval mode, on the batch that the first student's training step makes of one image.
 
@@ -61,11 +59,11 @@ def view_attention(
         students: detectors by the names to show; their modes and batch statistics are left as they were.
         image: (3, h, w), float, 0..1.
         boxes: (n, 4) xyxy in pixels of ``image``; None for none.
-        labels: (n,) as the first student counts them; None for 0 each. They change nothing in the picture.
+        labels: (n,) as the first student counts them; None for its first. They change nothing in the picture.
         teacher_layers, student_layers: modules whose feature maps are shown; None takes the neck's, as the adapter
             names them.
         temperature: T of (7) and (8); the one that the loss uses.
-        adapter: knows how the detectors are run; None chooses one.
+        adapter: knows how the detectors are run; an object, or its class as ``module:Class``. None chooses one.
 
     Raises:
         ValueError: no student, a layer that does not exist, a temperature that is not positive, or models that
@@ -76,10 +74,17 @@ def view_attention(
     if not temperature > 0:
         raise FGDValueError(f"temperature: expected a number > 0, got {temperature}")
     first = next(iter(students.values()))
-    adapter = adapter or adapter_for(first)
+    adapter = as_adapter(adapter, first)
     for student in students.values():
         adapter.check_pair(student, teacher)
-    batch, moved = _frame(first, adapter, image, boxes, labels)
+    boxes = torch.zeros(0, 4) if boxes is None else torch.as_tensor(boxes).float()
+    if labels is None:
+        labels = torch.full((len(boxes),), adapter.first_label(first))
+    device = next(first.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a training may choose a size by chance
+        target = {"boxes": boxes.to(device), "labels": labels.to(device)}
+        batch, (moved,) = adapter.frame(first, [image.to(device)], [target])
     layers = {name: layer_names(student_layers or adapter.default_layers(model)) for name, model in students.items()}
     layers[TEACHER] = layer_names(teacher_layers or adapter.default_layers(teacher))
     models = {TEACHER: teacher} | dict(students)
@@ -92,45 +97,9 @@ def view_attention(
         raise FGDValueError(f"layers: expected as many feature maps of every model, got {counts}")
     packed = fgd.pack_boxes([moved], [tuple(batch.shape[-2:])], moved.device)
     return AttentionView(
-        picture=_as_seen(batch[0], first),
+        picture=adapter.picture(first, batch)[0].cpu(),
         boxes=moved.cpu(),
         foreground=[reference.foreground_mask(*packed, *f.shape[-2:])[0].cpu() for f in features[TEACHER]],
         spatial={n: [reference.spatial_attention(f, temperature)[0].cpu() for f in m] for n, m in features.items()},
         channel={n: [reference.channel_attention(f, temperature)[0].cpu() for f in m] for n, m in features.items()},
     )
-
-
-def _frame(
-    student: nn.Module, adapter: DetectorAdapter, image: Tensor, boxes: Tensor | None, labels: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The padded batch (1, 3, h, w) of a training step on this image, and the boxes in it."""
-    device = next(student.parameters()).device
-    boxes = torch.zeros(0, 4) if boxes is None else torch.as_tensor(boxes).float()
-    labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else labels
-    target = {"boxes": boxes, "labels": labels, "masks": _filled(boxes, image)}
-    # A copy, because a step in training mode moves batch statistics; a seed, because it may choose a size by chance.
-    probe = copy.deepcopy(student).train()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        step = adapter.student_step(probe, [image.to(device)], [{k: v.to(device) for k, v in target.items()}])
-    return step.batch, step.boxes[0]
-
-
-def _filled(boxes: Tensor, image: Tensor) -> Tensor:
-    """Masks (n, h, w) of whole boxes: Mask R-CNN's step asks for masks, though only its frame is wanted here."""
-    y, x = (torch.arange(size) for size in image.shape[-2:])
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
-    rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)
-    return (rows[:, :, None] & columns[:, None, :]).to(torch.uint8)
-
-
-def _as_seen(batch: Tensor, model: nn.Module) -> Tensor:
-    """An image (3, h, w) of the batch in 0..1: with its normalisation undone where the detector tells it."""
-    batch = batch.detach().float().cpu()
-    transform: Any = getattr(model, "transform", None)
-    if hasattr(transform, "image_mean") and hasattr(transform, "image_std"):
-        mean, std = (torch.tensor(list(getattr(transform, key))).view(3, 1, 1) for key in ("image_mean", "image_std"))
-        return (batch * std + mean).clamp(0, 1)
-    if batch.min() < 0 or batch.max() > 1:  # normalised by something that we do not know: its range becomes 0..1
-        batch = (batch - batch.min()) / (batch.max() - batch.min()).clamp(min=1e-12)
-    return batch

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fgd_kernels import LOSS_NAMES
 
-from ..adapters import adapter_for
+from ..adapters import as_adapter
 from ..criterion import FGDConfig, build_criterion
 from ..data.datamodule import Batch, CocoFolder
 from ..data.evaluation import CocoEvaluator
@@ -52,6 +52,8 @@ class DetectionModule(pl.LightningModule):
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate scheduler, stepped after every optimizer step; None keeps it constant.
         lr_milestones: instead of ``lr_scheduler``: a warm-up, and drops at epochs.
+        adapter: for detectors of a family of your own, ``module:Class``, a ``fgd_distill.DetectorAdapter``; None
+            chooses by the student's class.
 
     Raises:
         ValueError: ``inherit`` or ``fgd`` without a teacher, a teacher without either or without weights, ``schedule``
@@ -72,6 +74,7 @@ class DetectionModule(pl.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_milestones: LrMilestones | None = None,
+        adapter: str | None = None,
     ) -> None:
         super().__init__()
         _check_teacher(teacher, inherit, fgd)
@@ -82,20 +85,21 @@ class DetectionModule(pl.LightningModule):
         self.make_optimizer, self.make_scheduler, self.lr_milestones = optimizer, lr_scheduler, lr_milestones
         self.seed = torch.initial_seed()  # seed_everything's
         model = build_detector(student)
-        self.adapter = adapter_for(model)
+        self.adapter, self.adapter_name = as_adapter(adapter, model), adapter
         self.distiller: DetectionDistiller | None = None
         if teacher is not None:
             teacher_model = build_detector(teacher)
             if inherit:
-                inherit_from(model, teacher_model)
+                inherit_from(model, teacher_model, adapter=self.adapter)
             if fgd is not None:
-                criterion = build_criterion(model, teacher_model, student_layers, teacher_layers, fgd)
+                criterion = build_criterion(model, teacher_model, student_layers, teacher_layers, fgd, self.adapter)
                 self.distiller = DetectionDistiller(
                     model,
                     teacher_model,
                     criterion,
                     student_layers,
                     teacher_layers,
+                    self.adapter,
                     resize_teacher=resize_teacher,
                     schedule=schedule,
                 )
@@ -136,7 +140,7 @@ class DetectionModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         train_set = self._data("train_set")
-        _check_labels(train_set, self.detector, self.student_config.num_classes)
+        _check_labels(train_set, self.adapter.first_label(self.detector), self.student_config.num_classes)
         if self.distiller is None:
             return
         self.distiller.check_optimizer(*self.trainer.optimizers)
@@ -210,6 +214,7 @@ class DetectionModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # export-student rebuilds the detector from this. Its own weights are in the checkpoint, not in a file.
         checkpoint["detector"] = asdict(self.student_config) | {"weights": None, "backbone_weights": None}
+        checkpoint["adapter"] = self.adapter_name
         checkpoint["seed"] = self.seed
         checkpoint["labels"] = self._data("val_set").labels.state()
 
@@ -259,7 +264,7 @@ def _check_unused(fgd: FGDConfig | None, **options: object) -> None:
             raise FGDValueError(f"{name}: expected fgd: {{...}} beside it, got none, so it would be unused")
 
 
-def _check_labels(train_set: CocoFolder, detector: nn.Module, num_classes: int) -> None:
+def _check_labels(train_set: CocoFolder, first_label: int, num_classes: int) -> None:
     largest = train_set.max_label()
     if train_set.labels.first_label is not None and num_classes != largest + 1:
         raise FGDValueError(
@@ -268,7 +273,7 @@ def _check_labels(train_set: CocoFolder, detector: nn.Module, num_classes: int) 
         )
     if largest >= num_classes:
         raise FGDValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
-    if hasattr(detector, "roi_heads") and train_set.uses_label(0):
+    if first_label > 0 and train_set.uses_label(0):
         raise FGDValueError(
             "category id: expected 1 or more, because this detector's class 0 is the background; got 0 in annotations; "
             "count labels from 1 by --data.first_label=1, with num_classes the number of categories plus one"
