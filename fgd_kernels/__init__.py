@@ -1,9 +1,9 @@
 """Focal and Global Knowledge Distillation for Detectors (FGD, CVPR 2022) as fused kernels."""
 
+from .backend import BackendStatus, backends
 from .boxes import PackedBoxes, pack_boxes
 from .functional import LOSS_NAMES, fgd_loss
 from .modules import PRESETS, FeatureLoss, FGDLoss
-from .ops import BackendStatus, backends
 from .version import __version__
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from . import native
+from .backend import backends
 from .functional import fgd_loss
-from .ops import backends
 from .version import __version__
 
 TOLERANCE = 1e-4  # of the largest number of its kind; float32's own error is some 1e-6

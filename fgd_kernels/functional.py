@@ -11,6 +11,7 @@ from . import ops
 from .boxes import PackedBoxes, check_packed, doubtful_frame, pack_boxes
 from .errors import FGDTypeError, FGDValueError
 from .reference import GC_BLOCK_SIZE
+from .shared import MAX_CHANNELS
 
 LOSS_NAMES = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
 ATTENTIONS = ("both", "spatial", "channel", "none")
@@ -62,7 +63,8 @@ def fgd_loss(
 
     Returns:
         dict of four 0-dim tensors, float32 (float64 for float64 features), averaged over the images: loss_fgd_fg,
-        loss_fgd_bg, loss_fgd_attention and loss_fgd_global. Their sum is the loss. No second derivatives.
+        loss_fgd_bg, loss_fgd_attention and loss_fgd_global. Their sum is the loss. Second derivatives
+            and forward mode are the reference's alone.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.
@@ -118,7 +120,7 @@ def check_settings(*, alpha, beta, gamma, lambda_, temperature, attention, level
     if level_weights is None or (isinstance(level_weights, str) and level_weights == "inverse_area"):
         return
     if isinstance(level_weights, str) or not isinstance(level_weights, Sequence):
-        kind = ValueError if isinstance(level_weights, str) else TypeError
+        kind = FGDValueError if isinstance(level_weights, str) else FGDTypeError
         raise kind(f"level_weights: expected numbers, 'inverse_area' or None, got {level_weights!r}")
     if len(level_weights) != levels:
         raise FGDValueError(f"level_weights: expected {levels} numbers, one a level, got {len(level_weights)}")
@@ -177,10 +179,8 @@ def _check_level(features: Tensor, name: str, first: Tensor, student: Tensor) ->
     n, c, h, w = features.shape
     if n != student.shape[0]:
         raise FGDValueError(f"{name}: expected {student.shape[0]} images, as on the first level, got {n}")
-    if not 1 <= c <= ops.MAX_CHANNELS or h < 1 or w < 1:
-        raise FGDValueError(
-            f"{name}: expected 1 to {ops.MAX_CHANNELS} channels and H, W >= 1, got {tuple(features.shape)}"
-        )
+    if not 1 <= c <= MAX_CHANNELS or h < 1 or w < 1:
+        raise FGDValueError(f"{name}: expected 1 to {MAX_CHANNELS} channels and H, W >= 1, got {tuple(features.shape)}")
     if features.device != student.device:
         raise FGDValueError(f"{name}: expected device {student.device}, as the first level, got {features.device}")
 

@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .backend import check_backend
 from .boxes import PackedBoxes, is_integer
 from .errors import FGDTypeError, FGDValueError
 from .functional import LOSS_NAMES, check_settings, fgd_loss
-from .ops import check_backend
 
 # Section 4.2 of the paper: α, β, γ, λ; T is 0.5 for all. The authors' published configurations use another γ
 # (5e-4 for one-stage detectors with anchors, 8e-4 for those without) and T = 0.8 for FCOS.
@@ -65,7 +65,7 @@ class FGDLevel(nn.Module):
         """The student's features with the teacher's channel count."""
         if not isinstance(features, Tensor) or features.ndim != 4:
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise (ValueError if isinstance(features, Tensor) else TypeError)(
+            raise (FGDValueError if isinstance(features, Tensor) else FGDTypeError)(
                 f"{name}: expected a tensor (N, {self.student_channels}, H, W), got {got}"
             )
         if features.shape[1] != self.student_channels:

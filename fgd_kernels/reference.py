@@ -164,8 +164,8 @@ def level_terms(
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     student, teacher = student.to(dtype), teacher.to(dtype)
-    if student.shape[0] == 0:
-        return student.sum() * student.new_zeros(4)
+    if student.shape[0] == 0:  # zeros, and gradients of zero for all that may take one
+        return torch.stack([x.flatten()[:0].sum() for x in (student, *gc_block)]).sum().to(dtype).expand(4)
     student_s, teacher_s = (spatial_attention(f, spatial_temperature) for f in (student, teacher))
     student_c, teacher_c = (channel_attention(f, channel_temperature) for f in (student, teacher))
     foreground = foreground_mask(box_values, box_offsets, image_sizes, *student.shape[2:])

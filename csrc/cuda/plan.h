@@ -7,7 +7,7 @@
 #include <list>
 #include <vector>
 
-#include "kernels.h"
+#include "kernel_names.h"
 
 namespace fgd::cuda {
 

@@ -8,8 +8,8 @@ import torch
 
 from devtools.offline.cuda_build import UNITS, Features, Level, Pyramid, plan, plans, ptx_of
 from devtools.ptx import GPU, Counts, parse
-from fgd_kernels import ops
 from fgd_kernels.boxes import PackedBoxes
+from fgd_kernels.layout import Layout, layout_of, row_stride
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -71,9 +71,9 @@ class Device:
             return torch.empty(shape, dtype=dtype)
         return torch.from_numpy(self.gpu.get(address, (size,), np.uint8)).view(dtype).reshape(shape)
 
-    def features(self, tensor: torch.Tensor, pixels_dense: bool, shift: int = 0) -> Features:
-        pixel = 1 if pixels_dense else tensor.stride(3) if tensor.shape[3] > 1 else tensor.stride(2)
-        channel = tensor.stride(1) if pixels_dense else 1
+    def features(self, tensor: torch.Tensor, layout: Layout, shift: int = 0) -> Features:
+        row = row_stride(tensor, layout)
+        channel, pixel = (row, 1) if layout == Layout.PIXELS_DENSE else (1, row)
         return Features(self.put(storage(tensor), shift), tensor.stride(0), channel, pixel)
 
     def run(self, pyramid: Pyramid, backward: bool) -> None:
@@ -108,7 +108,7 @@ class Loss:
         self.sum_type = torch.promote_types(student[0].dtype, torch.float32)
         self.images = student[0].shape[0]
         self.weights = weights or [1.0] * 4 * len(student)
-        self.dense = [ops._pixels_dense(s) and ops._pixels_dense(t) for s, t in zip(student, teacher, strict=True)]
+        self.layouts = [layout_of(s, t) for s, t in zip(student, teacher, strict=True)]
         put, empty, number = self.device.put, self.device.gpu.empty, self.sum_type.itemsize
         self.levels = (Level * len(student))()
         for index, level in enumerate(self.levels):
@@ -135,11 +135,11 @@ class Loss:
         self.pyramid.stats = empty(self.stats_size * number)
 
     def _describe(self, level: Level, index: int, shift: int) -> None:
-        student, dense = self.student[index], self.dense[index]
-        level.student = self.device.features(student, dense, shift)
-        level.teacher = self.device.features(self.teacher[index], dense, shift)
+        student, layout = self.student[index], self.layouts[index]
+        level.student = self.device.features(student, layout, shift)
+        level.teacher = self.device.features(self.teacher[index], layout, shift)
         level.channels, level.height, level.width = student.shape[1:]
-        level.pixels_dense = dense
+        level.pixels_dense = layout == Layout.PIXELS_DENSE
         level.weights[:] = self.weights[4 * index : 4 * index + 4]
         if self.gc_block:
             tensors = [t.to(self.sum_type) for t in self.gc_block[16 * index : 16 * index + 16]]
@@ -163,8 +163,8 @@ class Loss:
         p.grads = self.device.put(torch.as_tensor(grads, dtype=self.sum_type))
         p.need_student, p.need_gc_block = need_student, need_gc_block and bool(self.gc_block)
         likes = [torch.empty_like(s) for s in self.student]
-        for level, like, dense in zip(self.levels, likes, self.dense, strict=True):
-            level.grad = self.device.features(torch.full_like(like, float("nan")), dense)
+        for level, like, layout in zip(self.levels, likes, self.layouts, strict=True):
+            level.grad = self.device.features(torch.full_like(like, float("nan")), layout)
         if self.gc_block:
             for i, tensor in enumerate(self.gc_block):
                 self.levels[i // 16].gc_grads[i % 16] = empty(tensor.numel() * self.sum_type.itemsize)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from fgd_kernels import backends, doctor, native, ops
+from fgd_kernels import BackendStatus, backends, doctor, native
 
 
 def test_as_a_module():
@@ -34,7 +34,7 @@ def test_a_wrong_gradient_is_noticed(monkeypatch):
         student = [level * 1.001 if backend == "cpu" else level for level in student]
         return right(student, *rest, backend="reference")
 
-    monkeypatch.setattr(doctor, "backends", lambda: dict.fromkeys(("cpu", "reference"), ops.BackendStatus(True, "")))
+    monkeypatch.setattr(doctor, "backends", lambda: dict.fromkeys(("cpu", "reference"), BackendStatus(True, "")))
     monkeypatch.setattr(doctor, "fgd_loss", wrong)
     text, passed = doctor.report()
     assert not passed and "cpu        WRONG, error" in text and "reference  right" in text
@@ -45,7 +45,7 @@ def test_a_backend_that_raises_is_told(monkeypatch):
         raise OSError("no such kernel\nand more")
 
     right = doctor.fgd_loss
-    monkeypatch.setattr(doctor, "backends", lambda: {"cpu": ops.BackendStatus(True, "")})
+    monkeypatch.setattr(doctor, "backends", lambda: {"cpu": BackendStatus(True, "")})
     monkeypatch.setattr(
         doctor, "fgd_loss", lambda *a, backend: (broken if backend == "cpu" else right)(*a, backend=backend)
     )
@@ -54,8 +54,8 @@ def test_a_backend_that_raises_is_told(monkeypatch):
 
 
 def test_hints(monkeypatch):
-    status = {"cpu": ops.BackendStatus(False, "no compiler"), "cuda": ops.BackendStatus(False, "no nvcc")}
-    monkeypatch.setattr(doctor, "backends", lambda: status | {"triton": ops.BackendStatus(True, "")})
+    status = {"cpu": BackendStatus(False, "no compiler"), "cuda": BackendStatus(False, "no nvcc")}
+    monkeypatch.setattr(doctor, "backends", lambda: status | {"triton": BackendStatus(True, "")})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 0)
     for name, value in {"FGD_BACKEND": "reference", "TRITON_INTERPRET": "1", "FGD_CPU_ISA": "avx2"}.items():

@@ -16,6 +16,7 @@ from devtools.offline.cuda_build import CUDA, OFFLINE, cached
 from devtools.offline.cuda_device import kernel
 from devtools.offline.host_memory import HostGPU
 from fgd_kernels import ops
+from fgd_kernels.autograd import Inputs, Outputs
 
 LAUNCHER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
 
@@ -73,33 +74,34 @@ def launches(library, monkeypatch):
 
 
 class _Loss(torch.autograd.Function):
-    """The two operators, one the other's derivative; as ops._Loss."""
+    """The two operators, one the other's derivative; as in fgd_kernels.autograd."""
 
     @staticmethod
-    def forward(ctx, levels, settings, *tensors):
-        out = torch.ops.fgd_cuda_on_cpu.forward(*ops._unflatten(tensors, levels), *settings)
+    def forward(ctx, levels, settings, *flat):
+        out = Outputs(*torch.ops.fgd_cuda_on_cpu.forward(*Inputs.of(flat, levels), *settings))
         ctx.levels, ctx.settings = levels, settings
         ctx.mark_non_differentiable(*out[4:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *out[5:])
-        return out
+        ctx.save_for_backward(*flat, out.maps, out.stats)
+        return tuple(out)
 
     @staticmethod
     def backward(ctx, *grads):
-        *tensors, maps, stats = ctx.saved_tensors
-        inputs, need = ops._unflatten(tensors, ctx.levels), ctx.needs_input_grad[2:]
-        need_student, need_gc = any(need[: ctx.levels]), any(need[2 * ctx.levels + 3 :])
+        *flat, maps, stats = ctx.saved_tensors
+        inputs, need = Inputs.of(flat, ctx.levels), Inputs.of(ctx.needs_input_grad[2:], ctx.levels)
+        need_student, need_gc = any(need.student), any(need.gc_block)
         given = torch.stack([stats.new_zeros(()) if g is None else g for g in grads[:4]])
         student, gc_block = torch.ops.fgd_cuda_on_cpu.backward(
             given, *inputs, *ctx.settings, maps, stats, need_student, need_gc
         )
-        assert len(student) == need_student * ctx.levels and len(gc_block) == need_gc * len(inputs[-1])
+        assert len(student) == need_student * ctx.levels and len(gc_block) == need_gc * len(inputs.gc_block)
         nothing = [None] * ctx.levels
-        return None, None, *(student or nothing), *nothing, None, None, None, *(gc_block or [None] * len(inputs[-1]))
+        gc_block = gc_block or [None] * len(inputs.gc_block)
+        return None, None, *Inputs(student or nothing, nothing, None, None, None, gc_block).flat()
 
 
 def differentiable(student, teacher, boxes, offsets, sizes, gc_block, *settings):
-    return _Loss.apply(len(student), settings, *student, *teacher, boxes, offsets, sizes, *gc_block)
+    return _Loss.apply(len(student), settings, *Inputs(student, teacher, boxes, offsets, sizes, gc_block).flat())
 
 
 CASES = [
