@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"fgd-distill: expected one of the commands {', '.join(COMMANDS)}; got {name!r}")
     try:
         run_command(name, options)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         from ..errors import FGDError  # whatever raises it has loaded torch already; --help must not
 

@@ -20,6 +20,7 @@ from .coco_json import check_same_categories
 from .image_files import MAX_PIXELS, UnreadableImageError
 from .labels import CategoryLabels
 from .resumable_loader import JointBatches, ResumableLoader, derived_seed
+from .worker_signals import outlive_signals
 
 log = logging.getLogger(__name__)
 UNREADABLE_IN_A_ROW = 20  # more than damaged files: the disk is gone
@@ -229,6 +230,7 @@ class CocoDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
+            worker_init_fn=outlive_signals,
         )
 
 

@@ -11,6 +11,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from ..data.datamodule import CocoDataModule
 from .bases import with_bases
+from .interruption import StopOnSignal
 from .module import DetectionModule
 
 SUBCOMMANDS = ("fit", "validate")
@@ -39,7 +40,7 @@ class DistillCLI(LightningCLI):
                 args=arguments if command is None else [command, *arguments],
                 run=command is not None,
                 # The data module shares out its batches among processes by itself.
-                trainer_defaults={"callbacks": [Timer()], "use_distributed_sampler": False},
+                trainer_defaults={"callbacks": [Timer(), StopOnSignal()], "use_distributed_sampler": False},
                 seed_everything_default=0,
                 # Only a training owns its folder: validating with other options must not replace its config.yaml.
                 save_config_callback=SaveConfigCallback if command == "fit" else None,
