@@ -12,7 +12,7 @@ from torch import nn
 
 import fgd_distill
 from fgd_distill import DetectionDistiller, DetectorAdapter, TorchvisionAdapter, register_adapter
-from fgd_distill.adapters import adapter_for, as_adapter, registry
+from fgd_distill.adapters import adapter_for, as_adapter, probe_channels, registry
 from fgd_distill.criterion import guess_preset
 from fgd_distill.digits.detectors import digits_student
 
@@ -107,6 +107,7 @@ def test_an_adapter_with_six_methods_gets_the_defaults():
     assert torch.equal(adapter.picture(student, batch.abs()), batch.abs())
     assert (adapter.first_label(student), adapter.preset(student)) == (0, None)
     assert type(copy.deepcopy(adapter)) is type(pickle.loads(pickle.dumps(adapter))) is type(adapter)
+    assert probe_channels(student, ["neck.0", "neck.1"], SixMethods()) == [16, 16]
     distiller = DetectionDistiller(student, teacher, nn.Identity(), adapter=SixMethods())
     assert distiller.student_layers == ["neck.0", "neck.1"]
 

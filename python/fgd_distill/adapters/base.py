@@ -44,7 +44,7 @@ class Frame(NamedTuple):
 class DetectorAdapter(Protocol):
     """All that is known of a family of detectors; nothing else looks into a model. Derive from it.
 
-    Six methods have to be written. The other four have defaults, which serve most families.
+    Six methods have to be written. The other five have defaults, which serve most families.
 
     Every adapter takes batches as ``fgd_distill.data`` makes them, whatever the family itself calls for: ``images``, a
     sequence of float tensors (3, H_i, W_i) in 0..1, RGB, and ``targets``, a sequence of dicts with ``boxes`` (n_i, 4),
@@ -108,6 +108,10 @@ class DetectorAdapter(Protocol):
         with torch.no_grad():
             step = self.student_step(probe, images, targets)
         return Frame(step.batch, step.boxes)
+
+    def probe_size(self, model: nn.Module) -> tuple[int, int]:
+        """Height and width, in pixels, of a batch that the backbone surely takes: a blank one tells the channels."""
+        return 320, 320  # large enough for SSD300, and a multiple of most strides
 
     def picture(self, model: nn.Module, batch: Tensor) -> Tensor:
         """A prepared batch (N, 3, H, W) as it looks: RGB in 0..1, float32.

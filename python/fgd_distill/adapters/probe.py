@@ -9,19 +9,23 @@ from torch import Tensor, nn
 
 from ..taps import LayerTap
 from .base import DetectorAdapter
+from .registry import as_adapter
 
 
-def probe_channels(model: nn.Module, layers: Sequence[str], adapter: DetectorAdapter, size: int = 320) -> list[int]:
+def probe_channels(
+    model: nn.Module, layers: Sequence[str], adapter: DetectorAdapter, size: int | None = None
+) -> list[int]:
     """The channel count of each feature map that ``layers`` give, found by running a blank image.
 
     Args:
         model: a detector; its mode and its batch statistics are left as they were.
         layers: names of submodules of the backbone or neck.
         adapter: knows how to run it.
-        size: height and width of the blank image in pixels; the default is large enough for SSD300.
+        size: height and width of the blank image in pixels; None takes what the adapter says.
     """
     parameter = next(model.parameters())
-    blank = torch.zeros(1, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    height, width = as_adapter(adapter, model).probe_size(model) if size is None else (size, size)
+    blank = torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
     return [feature.shape[1] for feature in backbone_features(model, layers, blank, adapter)]
 
 

@@ -22,10 +22,11 @@ FAMILIES = {
     "ultralytics": f"{__package__}.ultralytics:UltralyticsAdapter",
     "transformers": f"{__package__}.huggingface:HuggingFaceAdapter",
     "mmdet": f"{__package__}.mmdet:MMDetectionAdapter",
+    "effdet": f"{__package__}.effdet:EffDetAdapter",
 }
 ENTRY_POINTS = "fgd_distill.adapters"
 REQUIRED = sorted(DetectorAdapter.__abstractmethods__)  # type: ignore[attr-defined]
-OPTIONAL = ("preset", "first_label", "frame", "picture")
+OPTIONAL = ("preset", "first_label", "frame", "probe_size", "picture")
 Models = str | type | Callable[[nn.Module], bool]
 Adapter = str | type[DetectorAdapter] | DetectorAdapter
 _registered: list[tuple[Models, Adapter]] = []

@@ -52,8 +52,7 @@ class DetectionModule(pl.LightningModule):
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate scheduler, stepped after every optimizer step; None keeps it constant.
         lr_milestones: instead of ``lr_scheduler``: a warm-up, and drops at epochs.
-        adapter: for detectors of a family of your own, ``module:Class``, a ``fgd_distill.DetectorAdapter``; None
-            chooses by the student's class.
+        adapter: of detectors of your own family, ``module:Class``; None chooses by the student's class.
 
     Raises:
         ValueError: ``inherit`` or ``fgd`` without a teacher, a teacher without either or without weights, ``schedule``
