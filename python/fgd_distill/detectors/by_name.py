@@ -55,7 +55,7 @@ class DetectorConfig:
     Args:
         name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn`` or ``maskrcnn_resnext101_64x4d_fpn``; or a
             function of one's own as ``module:function``, called with ``num_classes`` and ``options``, that returns a
-            detector that has an adapter (``fgd_distill.adapters``, or one's own).
+            detector that has an adapter.
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.
