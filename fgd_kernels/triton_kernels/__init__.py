@@ -49,7 +49,7 @@ def forward(
         keys = (gc.keys[::2], gc.keys[1::2]) if gc else (student, student)
         fg, outside = mask.launch(p, boxes, offsets, sizes)
         partials = forward_pass.launch(p, student, teacher, keys, spatial, fg, maps)
-        sums, distances = merge.launch(p, partials, maps)
+        sums, distances = merge.launch(p, spatial, partials, maps)
         terms = finish.launch(p, (spatial, channel), sums, distances, partials, fg, outside, maps, stats)
         shifted, grid = terms, Grid.of([0] * len(student), 0)
         if gc:
@@ -93,7 +93,7 @@ def backward(
             p, student, teacher, student_grads, gc, scaled, grads, maps, stats, context_grad, out is not None
         )
         if out:
-            key_grads.launch(p, out, partials)
+            key_grads.launch(p, student, teacher, out, stats, partials)
     return student_grads, like_parameters(gc_grads_out, gc_block) if need_gc_block else []
 
 

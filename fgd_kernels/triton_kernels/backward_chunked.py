@@ -5,7 +5,7 @@ channels, first for u, then (from the cache) for the gradient. The keys' sums st
 import triton
 import triton.language as tl
 
-from .backward_tile import channel_factors, context_mean, pixel_factors, student_grad
+from .backward_tile import channel_factors, context_mean, key_factor, pixel_factors, store_key_numbers, student_grad
 from .gc_grads import accumulate
 from .tile import (
     load_tile,
@@ -56,6 +56,7 @@ def chunked_slice(
     if GC:
         mean_s = context_mean(context_s, stats + 4 * channels, channels, BLOCK_C)
         mean_t = context_mean(context_t, stats + 5 * channels, channels, BLOCK_C)
+    totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
     for first in range(begin, end, GROUPS * PART):
         p = pixel_index(first, LAYOUT, GROUPS, PART)
         exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
@@ -72,6 +73,11 @@ def chunked_slice(
                 u_s += tl.sum(s * over_pixels(grad_s, LAYOUT), LAYOUT)
                 u_t += tl.sum(t * over_pixels(grad_t, LAYOUT), LAYOUT)
         pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT, ALIGN, GC)
+        rest_s, rest_t = 0.0, 0.0
+        if KEYS:
+            rest_s, total_s, peak_s = key_factor(pixel[2], pixel[3], p, totals[0], peaks[0], LAYOUT)
+            rest_t, total_t, peak_t = key_factor(pixel[5], pixel[4], p, totals[1], peaks[1], LAYOUT)
+            totals, peaks = (total_s, total_t), (peak_s, peak_t)
         for chunk in range(0, channels, BLOCK_C):
             c = chunk + tl.arange(0, BLOCK_C)
             at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
@@ -85,9 +91,11 @@ def chunked_slice(
                 offset = second_offset(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
                 tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
             if KEYS:
-                part_s = sum_groups(sum_part(s * over_channels(pixel[3], LAYOUT), LAYOUT), LAYOUT)
-                part_t = sum_groups(sum_part(t * over_channels(pixel[4], LAYOUT), LAYOUT), LAYOUT)
+                part_s = sum_groups(sum_part(s * over_channels(rest_s, LAYOUT), LAYOUT), LAYOUT)
+                part_t = sum_groups(sum_part(t * over_channels(rest_t, LAYOUT), LAYOUT), LAYOUT)
                 accumulate(partial + c, part_s, c < channels, first - begin)
                 accumulate(partial + channels + c, part_t, c < channels, first - begin)
         if KEYS:
             tl.debug_barrier()  # the next tile adds to what other threads of this program have stored
+    if KEYS:
+        store_key_numbers(partial, channels, totals, peaks)

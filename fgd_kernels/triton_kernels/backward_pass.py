@@ -4,16 +4,20 @@
                + 2·g_gl·(d + r[c])                                                           global loss, direct
                + g_at·sign(s)·( g_S[p] + g_C[c] )                                            attention loss
                + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
-    ∂L/∂Wk_s[c] = Σp q[p]·(u[p] - ū)·s[c,p], and the same of the teacher: to `partials`, one sum a slice of pixels
+    ∂L/∂Wk_s[c] = Σp f[p]·s[c,p],  f = q·(u - ū), and the same of the teacher: to `partials`, one sum a slice of pixels
 
-with ū = g_ctx·ctx, g_S, g_C, r, q and the factors of the feature loss as the forward pass saved them.
+Where one pixel has nearly all the weight, its u - ū is rounding alone, far above what ∂L/∂Wk is worth. But Σ f = 0: a
+pixel p* with q > 3/4, the peak, is left out, and key_grads.py adds what it is worth, -s[c,p*]·(the sum of the others'
+f), which is exact.
+
+With ū = g_ctx·ctx, g_S, g_C, r, q and the factors of the feature loss as the forward pass saved them.
 
     students, teachers   (N, C, H, W) a level, any of the layouts of tile.py; student_grads likewise: out
     keys_s        (C,) a level: Wk of the student's GcBlock
     grads         (4,)   upstream gradients of the four terms; `weights`: the terms' weights over N, 4 a level
     maps, stats   [level][image][4][P], [level][image][6][C], see csrc/include/fgd/layout.h
     context_grad  [level][net][image][C]    ∂L/∂ctx
-    partials      [program][2][C]           out
+    partials      [program][2·C + 4]        out: key sums, Σ f, and peak + 1 (int32), of both nets
 """
 
 from collections.abc import Sequence
@@ -23,7 +27,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .backward_chunked import chunked_slice
-from .backward_tile import channel_factors, context_mean, pixel_factors, student_grad, upstream
+from .backward_tile import (
+    channel_factors,
+    context_mean,
+    key_factor,
+    pixel_factors,
+    store_key_numbers,
+    student_grad,
+    upstream,
+)
 from .gc_blocks import GcBlocks
 from .key_grads import key_size
 from .levels import MAPS, STATS, image_start, locate, multiple, number, pick
@@ -81,6 +93,7 @@ def backward_slice(
         mean_s = context_mean(context_s, stats + 4 * channels, channels, BLOCK_C)
         mean_t = context_mean(context_t, stats + 5 * channels, channels, BLOCK_C)
     sum_s, sum_t = zero_sums(BLOCK_C, GROUPS, LAYOUT), zero_sums(BLOCK_C, GROUPS, LAYOUT)
+    totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
     for first in range(begin, end, GROUPS * PART):
         p = pixel_index(first, LAYOUT, GROUPS, PART)
         exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
@@ -99,11 +112,15 @@ def backward_slice(
             offset = second_offset(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
             tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
         if KEYS:
-            sum_s += sum_part(s * over_channels(pixel[3], LAYOUT), LAYOUT)
-            sum_t += sum_part(t * over_channels(pixel[4], LAYOUT), LAYOUT)
+            rest_s, total_s, peak_s = key_factor(pixel[2], pixel[3], p, totals[0], peaks[0], LAYOUT)
+            rest_t, total_t, peak_t = key_factor(pixel[5], pixel[4], p, totals[1], peaks[1], LAYOUT)
+            totals, peaks = (total_s, total_t), (peak_s, peak_t)
+            sum_s += sum_part(s * over_channels(rest_s, LAYOUT), LAYOUT)
+            sum_t += sum_part(t * over_channels(rest_t, LAYOUT), LAYOUT)
     if KEYS:
         tl.store(partial + c, sum_groups(sum_s, LAYOUT), mask=c < channels)
         tl.store(partial + channels + c, sum_groups(sum_t, LAYOUT), mask=c < channels)
+        store_key_numbers(partial, channels, totals, peaks)
 
 
 _LEVELS = [

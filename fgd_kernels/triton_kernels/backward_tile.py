@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .merge import sign
-from .tile import map_index, over_channels, over_pixels
+from .tile import column_maximum, column_sum, map_index, over_channels, over_pixels
 
 
 @triton.jit
@@ -41,14 +41,14 @@ def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.c
 def pixel_factors(
     maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, GC: tl.constexpr
 ):
-    """The feature loss's factor of d·A^C_t, g_at·g_S, and of the global term q, q·(u - ū) of both: per pixel."""
+    """The feature loss's factor of d·A^C_t, g_at·g_S, and of the global term q_s, f_s, f_t, q_t: per pixel."""
     focal = tl.load(maps + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
     signed = g[2] * tl.load(maps + map_index(1, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     if GC:
         q_s = tl.load(maps + map_index(2, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         q_t = tl.load(maps + map_index(3, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        return feature, signed, q_s, q_s * (u_s - mean_s), q_t * (u_t - mean_t)
+        return feature, signed, q_s, q_s * (u_s - mean_s), q_t * (u_t - mean_t), q_t
     else:
         return feature, signed
 
@@ -65,6 +65,27 @@ def student_grad(s, t, channel, pixel, direct, LAYOUT: tl.constexpr, GC: tl.cons
         return grad + over_pixels(channel[4], LAYOUT) * over_channels(pixel[3], LAYOUT)
     else:
         return d * feature + attention
+
+
+@triton.jit
+def key_factor(q, f, p, total, peak, LAYOUT: tl.constexpr):
+    """f without the peak's; Σ of that and the peak's index + 1 (0: none so far), on by a tile: both [G].
+
+    Where f is not finite, neither is what is left of it.
+    """
+    is_peak = q > 0.75
+    rest = tl.where(is_peak, f - f, f)
+    total += column_sum(rest, LAYOUT)
+    return rest, total, tl.maximum(peak, column_maximum(tl.where(is_peak, p + 1, 0), LAYOUT))
+
+
+@triton.jit
+def store_key_numbers(partial, channels, totals, peaks):
+    """Behind a slice's key sums: Σ f of both nets, then the peaks, whose bits are those of integers."""
+    at = partial + 2 * channels
+    for net in tl.static_range(2):
+        tl.store(at + net, tl.sum(totals[net], axis=0))
+        tl.store(at + 2 + net, tl.max(peaks[net], axis=0).to(tl.float32, bitcast=True))
 
 
 @triton.jit

@@ -28,8 +28,8 @@ from .slices import image_softmax, sum_blocks
 @triton.jit
 def channel_attention(total, c, channels, scale):
     """A^C (8); `scale`: log2(e)/(P·T)."""
-    z = tl.where(c < channels, total * scale, float("-inf"))
-    e = tl.where(c < channels, tl.exp2(z - tl.max(z, axis=0)), 0.0)
+    best = tl.max(tl.where(c < channels, total, LOWEST), axis=0)
+    e = tl.where(c < channels, tl.exp2((total - best) * scale), 0.0)
     return e * (channels / tl.sum(e, axis=0))
 
 
@@ -76,8 +76,8 @@ def finish_pixels(
 ):
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < pixels
-    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, BLOCK)
-    student = attention_map(maps, scalars, size, slices, 1, p, pixels, BLOCK)
+    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, scale, BLOCK)
+    student = attention_map(maps, scalars, size, slices, 1, p, pixels, scale, BLOCK)
     fg = tl.load(mask + p, mask=exists, other=0.0)
     outside = -1.0 / tl.maximum(background, 1).to(tl.float32)
     tl.store(maps + p, teacher * tl.where(fg > 0, fg, outside), mask=exists)
@@ -86,9 +86,9 @@ def finish_pixels(
     for i in tl.static_range(2, 4):
         q = tl.zeros_like(teacher)
         if GC:
-            best, normaliser = image_softmax(scalars, size, slices, i, BLOCK)
+            best, normaliser = image_softmax(scalars, size, slices, i, LOG2E, BLOCK)
             z = tl.load(maps + i * pixels + p, mask=exists, other=LOWEST)
-            q = tl.exp2(z - best) * (1.0 / normaliser)
+            q = tl.exp2((z - best) * LOG2E) * (1.0 / normaliser)
         tl.store(maps + i * pixels + p, q, mask=exists)
 
 
@@ -215,7 +215,7 @@ def launch(
         encoded(p.pixels_before),
         encoded(p.mask_size),
         encoded(p.mask_before),
-        tuple(math.log2(math.e) / (c * spatial) for c in p.channels),
+        p.logit_scales(spatial),
         tuple(math.log2(math.e) / (size * channel) for size in p.pixels),
         p.sum_size,
         p.images,

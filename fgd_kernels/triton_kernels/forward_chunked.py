@@ -83,10 +83,10 @@ def chunked_slice(
             t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
             t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             wk_s, wk_t = load_key(key_s, c, channels, GC), load_key(key_t, c, channels, GC)
-            z = add_logits(z, logits(s, t, wk_s, wk_t, scale, LAYOUT, GC))
+            z = add_logits(z, logits(s, t, wk_s, wk_t, LAYOUT, GC))
         store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
         fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        e, shrink, maxima, normalisers = softmax_steps(z, exists, maxima, normalisers, LAYOUT, GC, True)
+        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT, GC, True)
         for chunk in range(0, channels, BLOCK_C):
             c = chunk + tl.arange(0, BLOCK_C)
             at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
@@ -99,4 +99,4 @@ def chunked_slice(
                 old = tl.load(to, mask=(c < channels) & (first > begin), other=0.0)
                 tl.store(to, rescale(old, i, shrink) + sum_groups(sums[i], LAYOUT), mask=c < channels)
         tl.debug_barrier()  # the next tile adds to what other threads of this program have stored
-    store_softmaxes(partial + SUMS * channels, maxima, normalisers)
+    store_softmaxes(partial + SUMS * channels, scale, maxima, normalisers)

@@ -1,19 +1,20 @@
 """Forward, the one pass over the features. With d = s - t, for every slice of an image's pixels:
 
-    zt[p] = Σc |t|/(C·T)   zs[p] = Σc |s|/(C·T)   ks[p] = Wk_s·s[:,p]   kt[p] = Wk_t·t[:,p]   to `maps`, times log2(e)
-    Qf = Σp fg·exp(zt)·d²   Qb = Σp [fg = 0]·exp(zt)·d²   D1 = Σp d   D2 = Σp d²   Σp |s|   Σp |t|
-    Cs = Σp exp(ks)·s       Ct = Σp exp(kt)·t             and Σp exp(..) of all four               to `partials`
+    zt[p] = Σc |t|   zs[p] = Σc |s|   ks[p] = Wk_s·s[:,p]   kt[p] = Wk_t·t[:,p]                          to `maps`
+    Qf = Σp fg·et·d²   Qb = Σp [fg = 0]·et·d²   D1 = Σp d   D2 = Σp d²   Σp |s|   Σp |t|
+    Cs = Σp eks·s      Ct = Σp ekt·t            and Σp of all four exponentials                          to `partials`
 
-The exponentials are relative to a running maximum of each group of pixels (tile.py), which goes to `partials` too.
+The exponentials are e = exp((z - m)·f), f = 1/(C·T) of zt and zs, 1 of ks and kt, with a running maximum m of each
+group of pixels (tile.py), which goes to `partials` too. The factor comes last: so a large z loses no digit to it, and
+what is done to student and teacher is the same, whatever the compiler fuses.
 
     students, teachers   (N, C, H, W) a level, any of the layouts of tile.py
     keys_s, keys_t       (C,) a level: Wk of the student's and the teacher's GcBlock
     mask                 [level][image][P]      fg, from mask.py; P rounded up to a multiple of 8
-    maps                 [level][image][4][P]   zt, zs, ks, kt
+    maps                 [level][image][4][P]   zt, zs, ks, kt, as sums: without 1/(C·T)
     partials             [program][8·C + 8]     the eight sums, four maxima, four normalisers
 """
 
-import math
 from collections.abc import Sequence
 
 import triton
@@ -70,12 +71,12 @@ def forward_slice(
         s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
         t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
         t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        z = logits(s, t, wk_s, wk_t, scale, LAYOUT, GC)
+        z = logits(s, t, wk_s, wk_t, LAYOUT, GC)
         store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
         fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        e, shrink, maxima, normalisers = softmax_steps(z, exists, maxima, normalisers, LAYOUT, GC, False)
+        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT, GC, False)
         sums = add_tile(s, t, fg, e, shrink, sums, LAYOUT, GC)
-    factors = store_softmaxes(partial + SUMS * channels, maxima, normalisers)
+    factors = store_softmaxes(partial + SUMS * channels, scale, maxima, normalisers)
     store_sums(partial, sums, factors, c, channels, LAYOUT, GC)
 
 
@@ -227,7 +228,7 @@ def launch(
         encoded(layouts.rows(0)),
         encoded(layouts.images(1)),
         encoded(layouts.rows(1)),
-        tuple(math.log2(math.e) / (c * spatial_temperature) for c in p.channels),
+        p.logit_scales(spatial_temperature),
         encoded(layouts.kinds),
         p.sum_size,
         KINDS=layouts.present,

@@ -22,12 +22,12 @@ from .tile import (
 
 
 @triton.jit
-def logits(s, t, key_s, key_t, scale, LAYOUT: tl.constexpr, GC: tl.constexpr):
-    """zt, zs, ks, kt of a tile's pixels, times log2(e) (that of `scale`): exp2 is the hardware's exponential."""
-    zt, zs = tl.sum(tl.abs(t), LAYOUT) * scale, tl.sum(tl.abs(s), LAYOUT) * scale
+def logits(s, t, key_s, key_t, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """zt, zs, ks, kt of a tile's pixels, without their factors: those come when a maximum has been subtracted."""
+    zt, zs = tl.sum(tl.abs(t), LAYOUT), tl.sum(tl.abs(s), LAYOUT)
     if GC:
-        ks = tl.sum(s * over_pixels(key_s, LAYOUT), LAYOUT) * LOG2E
-        kt = tl.sum(t * over_pixels(key_t, LAYOUT), LAYOUT) * LOG2E
+        ks = tl.sum(s * over_pixels(key_s, LAYOUT), LAYOUT)
+        kt = tl.sum(t * over_pixels(key_t, LAYOUT), LAYOUT)
         return zt, zs, ks, kt
     else:
         return zt, zs
@@ -40,8 +40,9 @@ def store_logits(maps, z, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.con
 
 
 @triton.jit
-def softmax_step(z, exists, maximum, normaliser, LAYOUT: tl.constexpr, COMMON: tl.constexpr):
-    """One softmax, on by a tile: exp2(z - new maximum), what the older sums shrink by, new maximum and normaliser.
+def softmax_step(z, scale, exists, maximum, normaliser, LAYOUT: tl.constexpr, COMMON: tl.constexpr):
+    """One softmax, on by a tile: exp2((z - new maximum)·scale), what the older sums shrink by, new maximum and
+    normaliser.
 
     Each group of pixels has its own maximum, which costs no exchange between threads, or all have one (COMMON).
     """
@@ -49,19 +50,22 @@ def softmax_step(z, exists, maximum, normaliser, LAYOUT: tl.constexpr, COMMON: t
     if COMMON:
         new = tl.max(new, axis=0)
     new = tl.maximum(maximum, new)
-    e = tl.where(exists, tl.exp2(z - per_group(new, LAYOUT)), 0.0)
-    shrink = tl.exp2(maximum - new)
+    e = tl.where(exists, tl.exp2((z - per_group(new, LAYOUT)) * scale), 0.0)
+    shrink = tl.exp2((maximum - new) * scale)
     return e, shrink, new, normaliser * shrink + column_sum(e, LAYOUT)
 
 
 @triton.jit
-def softmax_steps(z, exists, maxima, normalisers, LAYOUT: tl.constexpr, GC: tl.constexpr, COMMON: tl.constexpr):
-    """All of a tile's softmaxes; no sum over channels is weighted with the second one, the student's attention."""
-    et, rt, mt, nt = softmax_step(z[0], exists, maxima[0], normalisers[0], LAYOUT, COMMON)
-    _, _, ms, ns = softmax_step(z[1], exists, maxima[1], normalisers[1], LAYOUT, COMMON)
+def softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT: tl.constexpr, GC: tl.constexpr, COMMON: tl.constexpr):
+    """All of a tile's softmaxes; `scale`: log2(e)/(C·T), for exp2 is the hardware's exponential.
+
+    No sum over channels is weighted with the second one, the student's attention.
+    """
+    et, rt, mt, nt = softmax_step(z[0], scale, exists, maxima[0], normalisers[0], LAYOUT, COMMON)
+    _, _, ms, ns = softmax_step(z[1], scale, exists, maxima[1], normalisers[1], LAYOUT, COMMON)
     if GC:
-        eks, rks, mks, nks = softmax_step(z[2], exists, maxima[2], normalisers[2], LAYOUT, COMMON)
-        ekt, rkt, mkt, nkt = softmax_step(z[3], exists, maxima[3], normalisers[3], LAYOUT, COMMON)
+        eks, rks, mks, nks = softmax_step(z[2], LOG2E, exists, maxima[2], normalisers[2], LAYOUT, COMMON)
+        ekt, rkt, mkt, nkt = softmax_step(z[3], LOG2E, exists, maxima[3], normalisers[3], LAYOUT, COMMON)
         return (et, eks, ekt), (rt, rks, rkt), (mt, ms, mks, mkt), (nt, ns, nks, nkt)
     else:
         return (et,), (rt,), (mt, ms), (nt, ns)
@@ -87,12 +91,12 @@ def add_tile(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
 
 
 @triton.jit
-def store_softmaxes(at, maxima, normalisers):
+def store_softmaxes(at, scale, maxima, normalisers):
     """The groups' maxima and normalisers become the slice's; returns the factors of the groups' sums."""
     factors = ()
     for i in tl.static_range(len(maxima)):
         best = tl.max(maxima[i], axis=0)
-        factor = tl.exp2(maxima[i] - best)
+        factor = tl.exp2((maxima[i] - best) * (scale if i < 2 else LOG2E))
         factors = factors + (factor,)  # noqa: RUF005 - Triton knows no * in a tuple
         tl.store(at + i, best)
         tl.store(at + 4 + i, tl.sum(normalisers[i] * factor, axis=0))

@@ -37,7 +37,7 @@ def hidden_part(h, da, gamma, beta, k, size, mean, scale):
     x = normalised(h, k, size, mean, scale)
     weight = tl.load(gamma + k, mask=mask, other=0.0)
     y = x * weight + tl.load(beta + k, mask=mask, other=0.0)
-    dy = tl.where(y > 0, tl.load(da + k, mask=mask, other=0.0), 0.0)
+    dy = tl.where(y <= 0, 0.0, tl.load(da + k, mask=mask, other=0.0))  # a NaN lets it through
     return x, relu(y), dy, dy * weight
 
 

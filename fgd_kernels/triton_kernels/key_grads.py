@@ -1,25 +1,73 @@
-"""Backward, the end:  ∂L/∂Wk = Σ over the slices of all images, in order; ∂L/∂bk = 0, for it shifts every logit alike.
+"""Backward, the end: ∂L/∂Wk from the slices of all images, in order.
+
+    ∂L/∂Wk[c] = Σ_images ( Σ_slices (sums of f·F[c,p] without the peak) - F[c,p*]·Σ f ),  p* the image's peak
+
+where Σ f leaves the peak out, too (backward_pass.py). Without a peak ctx[c] stands for F[c,p*]: Σ f is 0 then, and only
+its roundings are subtracted. ∂L/∂bk = 0, for it shifts every logit alike; NaN where Σ f is no number.
 
 One program takes a block of channels of one net.
 
-    partials     [slice][2][C]      from backward_pass.py; partials of a level's slices follow one another
-    key_grads    (C,) a net         out
-    bias_grads   (1,) a net         out
+    partials     [slice][2·C + 4]           from backward_pass.py; partials of a level's slices follow one another
+    students, teachers, stats               as in backward_pass.py: the peaks' features, the contexts
+    key_grads    (C,) a net                 out
+    bias_grads   (1,) a net                 out
 """
+
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .gc_blocks import GcBlocks
-from .levels import locate, number, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, cut, encoded
+from .levels import STATS, locate, number, pick
+from .pyramid import CHANNEL_BLOCK, Grid, Layouts, Pyramid, cut, encoded
 
-_NETS = ["key_grads", "bias_grads", "first", "parts", "first_slice", "slices", "channels"]
+
+@triton.jit
+def image_key_numbers(at, size, slices, BLOCK: tl.constexpr):
+    """Σ f of an image's slices, and the peak's index, -1 where there is none."""
+    total, peak = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, slices, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        to = at + row.to(tl.int64) * size
+        total += tl.load(to, mask=row < slices, other=0.0)
+        peak = tl.maximum(peak, tl.load(to + 2, mask=row < slices, other=0.0).to(tl.int32, bitcast=True))
+    return tl.sum(total, axis=0), tl.max(peak, axis=0) - 1
+
+
+@triton.jit
+def features_of_pixel(features, row, kind, p, c, channels):
+    """[1, BLOCK_C] features of one pixel, as float32; zeros where p < 0. Rows are channels or pixels (tile.py)."""
+    c, p = c.to(tl.int64), p.to(tl.int64)
+    at = tl.where(kind < 2, c * row + p, p * row + c)
+    return tl.load(features + at, mask=(c < channels) & (p >= 0), other=0.0).to(tl.float32)
+
+
+_NETS = [
+    "students",
+    "teachers",
+    "key_grads",
+    "bias_grads",
+    "first",
+    "parts",
+    "first_slice",
+    "slices",
+    "channels",
+    "channels_before",
+    "s_image",
+    "s_row",
+    "t_image",
+    "t_row",
+    "kinds",
+]
 
 
 @triton.jit(do_not_specialize=[*_NETS, "partial_size", "images"], do_not_specialize_on_alignment=_NETS)
 def sum_key_grads(
+    students,
+    teachers,
+    stats,
     partials,
     key_grads,
     bias_grads,
@@ -28,33 +76,66 @@ def sum_key_grads(
     first_slice,
     slices,
     channels,
+    channels_before,
+    s_image,
+    s_row,
+    t_image,
+    t_row,
+    kinds,
     partial_size,
     images,
     BLOCK_C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     net, _, block = locate(first, parts)
-    level = net // 2
-    width, count = number(channels, level), images * number(slices, level)
+    level, of_teacher = net // 2, net % 2
+    width, count, kind = number(channels, level), number(slices, level), number(kinds, level)
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
-    at = partials + number(first_slice, level).to(tl.int64) * partial_size + net % 2 * width
     total = tl.zeros((BLOCK, BLOCK_C), tl.float32)
-    for start in range(0, count, BLOCK):
-        row = (start + tl.arange(0, BLOCK))[:, None].to(tl.int64)
-        total += tl.load(at + row * partial_size + c, mask=(row < count) & (c < width), other=0.0)
-    tl.store(pick(key_grads, net) + c, tl.sum(total, axis=0)[None, :], mask=c < width)
-    tl.store(pick(bias_grads, net), 0.0, mask=block == 0)
+    peaks = tl.zeros((1, BLOCK_C), tl.float32)
+    shifts = 0.0
+    for image in range(images):
+        at = partials + (number(first_slice, level) + image * count).to(tl.int64) * partial_size
+        for start in range(0, count, BLOCK):
+            row = (start + tl.arange(0, BLOCK))[:, None].to(tl.int64)
+            mask = (row < count) & (c < width)
+            total += tl.load(at + of_teacher * width + row * partial_size + c, mask=mask, other=0.0)
+        sum_f, peak = image_key_numbers(at + 2 * width + of_teacher, partial_size, count, BLOCK)
+        if of_teacher == 0:
+            at_s, row_s = pick(students, level) + number(s_image, level).to(tl.int64) * image, number(s_row, level)
+            value = features_of_pixel(at_s, row_s, kind, peak, c, width)
+        else:
+            at_t, row_t = pick(teachers, level) + number(t_image, level).to(tl.int64) * image, number(t_row, level)
+            value = features_of_pixel(at_t, row_t, kind, peak, c, width)
+        before = number(channels_before, level).to(tl.int64) + image * width
+        context = stats + STATS * before + (4 + of_teacher) * width
+        value += tl.load(context + c, mask=(c < width) & (peak < 0), other=0.0)
+        peaks += sum_f * value
+        shifts += sum_f
+    tl.store(pick(key_grads, net) + c, tl.sum(total, axis=0)[None, :] - peaks, mask=c < width)
+    tl.store(pick(bias_grads, net), shifts * 0.0, mask=block == 0)
 
 
 def key_size(p: Pyramid) -> int:
     """Entries of a slice's partial sums in the backward pass."""
-    return 2 * max(p.channels)
+    return 2 * max(p.channels) + 4
 
 
-def launch(p: Pyramid, gc_out: GcBlocks, partials: Tensor) -> None:
+def launch(
+    p: Pyramid,
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    gc_out: GcBlocks,
+    stats: Tensor,
+    partials: Tensor,
+) -> None:
     """The slices' partial sums become the gradients of the keys; the biases' are zero."""
     grid = Grid.of([blocks for blocks in cut(p.channels, CHANNEL_BLOCK) for _ in range(2)], 1)
+    layouts = Layouts.of((students, teachers), p.tile.align)
     sum_key_grads[(grid.total,)](
+        tuple(students),
+        tuple(teachers),
+        stats,
         partials,
         gc_out.keys,
         gc_out.biases,
@@ -63,6 +144,12 @@ def launch(p: Pyramid, gc_out: GcBlocks, partials: Tensor) -> None:
         encoded(p.slices.first),
         encoded(p.slices.parts),
         encoded(p.channels),
+        encoded(p.channels_before),
+        encoded(layouts.images(0)),
+        encoded(layouts.rows(0)),
+        encoded(layouts.images(1)),
+        encoded(layouts.rows(1)),
+        encoded(layouts.kinds),
         key_size(p),
         p.images,
         BLOCK_C=CHANNEL_BLOCK,

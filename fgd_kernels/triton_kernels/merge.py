@@ -3,6 +3,8 @@
     Qf, Qb  =  P/Z_t · Σ_slices exp(m_t - M_t)·(..)     Cs, Ct (now contexts) likewise, over Z without P; others add up
     distance = Σp |A^S_s - A^S_t|,  signed = Σp sign(A^S_s - A^S_t)·A^S_s,   A^S = P/Z·exp(z - M)
 
+where a logit's factor, 1/(C·T) of the attentions, is applied to differences (forward_pass.py).
+
 One program takes a block of channels, or a block of pixels.
 
     partials   [slice][8·C + 8]           from forward_pass.py
@@ -15,45 +17,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .levels import LOWEST, MAPS, SUMS, image_start, locate, number
+from .levels import LOG2E, LOWEST, MAPS, SUMS, image_start, locate, number, pick
 from .pyramid import CHANNEL_BLOCK, PIXEL_BLOCK, Grid, Pyramid, cut, encoded, scratch
 from .slices import image_softmax
 
 
 @triton.jit
-def scaled_sum(partial, size, slices, index, c, channels, factor, SOFTMAX: tl.constexpr, BLOCK: tl.constexpr):
+def scaled_sum(partial, size, slices, index, c, channels, factor, scale, SOFTMAX: tl.constexpr, BLOCK: tl.constexpr):
     """Σ over the slices of one of the eight sums, [BLOCK_C]; SOFTMAX: which maximum it is relative to, or -1."""
     rows = tl.arange(0, BLOCK)[:, None]
     total = tl.zeros((BLOCK, c.shape[1]), tl.float32)
-    best, scale = factor
+    best, constant = factor
     for start in range(0, slices, BLOCK):
         row = (start + rows).to(tl.int64)
         value = tl.load(partial + row * size + index * channels + c, mask=(row < slices) & (c < channels), other=0.0)
         if SOFTMAX >= 0:
             maximum = tl.load(partial + row * size + SUMS * channels + SOFTMAX, mask=row < slices, other=LOWEST)
-            value *= tl.exp2(maximum - best)
+            value *= tl.exp2((maximum - best) * scale)
         total += value
-    return tl.sum(total, axis=0)[None, :] * scale
+    return tl.sum(total, axis=0)[None, :] * constant
 
 
 @triton.jit
 def merge_channels(
-    partial, sums, size, slices, block, channels, pixels, GC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.constexpr
+    partial,
+    sums,
+    size,
+    slices,
+    block,
+    channels,
+    pixels,
+    scale,
+    GC: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     scalars = partial + SUMS * channels
-    best, normaliser = image_softmax(scalars, size, slices, 0, BLOCK)
+    best, normaliser = image_softmax(scalars, size, slices, 0, scale, BLOCK)
     attention = (best, pixels / normaliser)
     one = (best, 1.0)
     for i in tl.static_range(6):
         total = scaled_sum(
-            partial, size, slices, i, c, channels, attention if i < 2 else one, 0 if i < 2 else -1, BLOCK
+            partial, size, slices, i, c, channels, attention if i < 2 else one, scale, 0 if i < 2 else -1, BLOCK
         )
         tl.store(sums + i * channels + c, total, mask=c < channels)
     if GC:
         for i in tl.static_range(2):
-            best, normaliser = image_softmax(scalars, size, slices, 2 + i, BLOCK)
-            context = scaled_sum(partial, size, slices, 6 + i, c, channels, (best, 1.0 / normaliser), 2 + i, BLOCK)
+            best, normaliser = image_softmax(scalars, size, slices, 2 + i, LOG2E, BLOCK)
+            factor = (best, 1.0 / normaliser)
+            context = scaled_sum(partial, size, slices, 6 + i, c, channels, factor, LOG2E, 2 + i, BLOCK)
             tl.store(sums + (6 + i) * channels + c, context, mask=c < channels)
 
 
@@ -64,18 +77,20 @@ def sign(x):
 
 
 @triton.jit
-def attention_map(maps, scalars, size, slices, index, p, pixels, BLOCK: tl.constexpr):
+def attention_map(maps, scalars, size, slices, index, p, pixels, scale, BLOCK: tl.constexpr):
     """A^S (7) of a block of pixels, from the logits."""
-    best, normaliser = image_softmax(scalars, size, slices, index, BLOCK)
+    best, normaliser = image_softmax(scalars, size, slices, index, scale, BLOCK)
     z = tl.load(maps + index * pixels + p, mask=p < pixels, other=LOWEST)
-    return tl.where(p < pixels, tl.exp2(z - best) * (pixels / normaliser), 0.0)
+    return tl.where(p < pixels, tl.exp2((z - best) * scale) * (pixels / normaliser), 0.0)
 
 
 @triton.jit
-def merge_pixels(maps, scalars, distances, size, slices, block, pixels, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr):
+def merge_pixels(
+    maps, scalars, distances, size, slices, block, pixels, scale, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+):
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, BLOCK)
-    student = attention_map(maps, scalars, size, slices, 1, p, pixels, BLOCK)
+    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, scale, BLOCK)
+    student = attention_map(maps, scalars, size, slices, 1, p, pixels, scale, BLOCK)
     difference = student - teacher
     tl.store(distances + 2 * block, tl.sum(tl.abs(difference), axis=0))
     tl.store(distances + 2 * block + 1, tl.sum(sign(difference) * student, axis=0))
@@ -92,6 +107,7 @@ _LEVELS = [
     "channels_before",
     "pixels",
     "pixels_before",
+    "scales",
 ]
 
 
@@ -111,6 +127,7 @@ def merge(
     channels_before,
     pixels,
     pixels_before,
+    scales,
     partial_size,
     GC: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -131,6 +148,7 @@ def merge(
             count,
             part,
             size,
+            pick(scales, level),
             BLOCK_P,
             BLOCK,
         )
@@ -143,13 +161,14 @@ def merge(
             part - pixel_blocks,
             width,
             size,
+            pick(scales, level),
             GC,
             BLOCK_C,
             BLOCK,
         )
 
 
-def launch(p: Pyramid, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+def launch(p: Pyramid, spatial_temperature: float, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """The images' sums, and the distance of the spatial attentions in every block of pixels."""
     parts = [a + b for a, b in zip(p.blocks.parts, cut(p.channels, CHANNEL_BLOCK), strict=True)]
     grid = Grid.of(parts, p.images)
@@ -170,6 +189,7 @@ def launch(p: Pyramid, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         encoded(p.channels_before),
         encoded(p.pixels),
         encoded(p.pixels_before),
+        p.logit_scales(spatial_temperature),
         p.sum_size,
         GC=p.gc,
         BLOCK_C=CHANNEL_BLOCK,

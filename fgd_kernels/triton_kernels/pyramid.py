@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,10 @@ class Pyramid:
     def sum_size(self) -> int:
         """Entries of a slice's partial sums in the forward pass."""
         return 8 * max(self.channels) + 8
+
+    def logit_scales(self, spatial_temperature: float) -> tuple[float, ...]:
+        """log2(e)/(C·T) of each level: exp2 of a spatial attention's logits, Σc |F|, wants it."""
+        return tuple(math.log2(math.e) / (c * spatial_temperature) for c in self.channels)
 
     @classmethod
     def of(cls, students: Sequence[Tensor], teachers: Sequence[Tensor], gc: bool) -> "Pyramid":

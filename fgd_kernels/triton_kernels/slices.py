@@ -11,8 +11,11 @@ from .levels import LOWEST, SOFTMAXES
 
 
 @triton.jit
-def image_softmax(scalars, size, slices, index, BLOCK: tl.constexpr):
-    """Maximum and normaliser of one of the four softmaxes; `scalars` points to the first slice's maxima."""
+def image_softmax(scalars, size, slices, index, scale, BLOCK: tl.constexpr):
+    """Maximum and normaliser of one of the four softmaxes; `scalars` points to the first slice's maxima.
+
+    `scale` is what exp2 wants: log2(e)/(C·T) of the attentions, log2(e) of the contexts.
+    """
     rows = tl.arange(0, BLOCK)
     maximum = tl.full((BLOCK,), LOWEST, tl.float32)
     for start in range(0, slices, BLOCK):
@@ -24,7 +27,7 @@ def image_softmax(scalars, size, slices, index, BLOCK: tl.constexpr):
         row = (start + rows).to(tl.int64)
         at = scalars + row * size + index
         maximum = tl.load(at, mask=row < slices, other=LOWEST)
-        total += tl.load(at + SOFTMAXES, mask=row < slices, other=0.0) * tl.exp2(maximum - best)
+        total += tl.load(at + SOFTMAXES, mask=row < slices, other=0.0) * tl.exp2((maximum - best) * scale)
     return best, tl.sum(total, axis=0)
 
 

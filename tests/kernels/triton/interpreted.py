@@ -1,44 +1,20 @@
-"""The Triton kernels in Triton's interpreter, through the operator; run by test_interpreted.py in a process of its own.
+"""The Triton kernels in Triton's interpreter, through the operator.
 
-TRITON_INTERPRET=1 must be set before the kernels are imported, and must not be for the other tests.
+Run by test_interpreted.py in a process of its own.
 """
 
 import dataclasses
 import math
-import os
 
-import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 from cases import BALANCED, EPS, PYRAMID, Case, assert_as_reference, evaluate, make_inputs, standard_cases
-from triton.runtime import interpreter
 
+import devtools.offline.triton_interpreter  # noqa: F401 - prepares the interpreter
 import fgd_kernels as fgd
 from fgd_kernels import ops
-
-assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/kernels/triton/test_interpreted.py instead"
-
-
-def call_device_function(self, *args, **kwargs):
-    """As Triton's own, which patches triton.language anew at every call and spends half of its time so."""
-    languages = [value for value in self.fn.__globals__.values() if value is tl or value is tl.core]
-    if any(tl.core.is_builtin(found) for found in (tl.tensor.__add__, *(language.load for language in languages))):
-        interpreter._patch_lang(self.fn)
-    return self.rewrite()(*args, **kwargs)
-
-
-def sum_in_pairs(self, input):
-    """A sum along an axis as compiled code forms it, in pairs, where numpy adds one by one, which errs more."""
-    x = np.moveaxis(input.handle.data, self.axis, 0)
-    while len(x) > 1:
-        x = x[: len(x) // 2] + x[len(x) // 2 :]
-    return self.to_tensor(np.expand_dims(x[0], self.axis) if self.keep_dims else x[0], input.dtype)
-
-
-interpreter.InterpretedFunction.__call__ = call_device_function
-interpreter.ReduceOps.sum = sum_in_pairs
 
 SMALL = ((16, 13, 15), (16, 1, 1))  # in the place of the larger pyramid: the interpreter is slow
 

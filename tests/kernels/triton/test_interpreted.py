@@ -1,4 +1,4 @@
-"""Runs interpreted.py with TRITON_INTERPRET=1 in a process of its own: Triton decides at import, once a process."""
+"""Runs interpreted*.py with TRITON_INTERPRET=1, in processes of their own: Triton decides at import, once a process."""
 
 import os
 import pathlib
@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
-def test_in_the_interpreter():
-    path = pathlib.Path(__file__).with_name("interpreted.py")
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_exact.py"])
+def test_in_the_interpreter(name):
+    path = pathlib.Path(__file__).with_name(name)
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", path],

@@ -1,0 +1,49 @@
+"""The checks of exact.py for the Triton kernels in Triton's interpreter; run by test_interpreted.py in a process of its
+own. Worth its two minutes: it found logits and key gradients that lost their digits."""
+
+import exact
+import pytest
+import torch
+from cases import NARROW
+
+import devtools.offline.triton_interpreter  # noqa: F401 - prepares the interpreter
+
+KERNELS = [(torch.float32, False), (torch.float32, True), (torch.float16, False), (torch.bfloat16, True)]
+PYRAMID = ((24, 5, 9), (24, 2, 3))
+CHUNKED = ((520, 3, 5),)  # more channels than a tile holds
+
+
+@pytest.mark.parametrize("kind", list(exact.MAPS))
+@pytest.mark.parametrize("dtype, last", KERNELS, ids=str)
+def test_equal_maps_give_exactly_nothing(dtype, last, kind):
+    exact.check_equal_maps("triton", kind, dtype, last, PYRAMID, equal_blocks=kind in ("relu", "large"))
+
+
+@pytest.mark.parametrize("levels", [((1, 9, 11),), ((40, 1, 1),), ((8, 23, 41),), CHUNKED], ids=str)
+@pytest.mark.parametrize("equal_blocks", [False, True], ids=["new GcBlocks", "equal GcBlocks"])
+def test_equal_maps_of_other_shapes(levels, equal_blocks):
+    exact.check_equal_maps("triton", "relu", torch.float32, equal_blocks, levels, equal_blocks)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_maps_that_are_equal_in_part(dtype):
+    exact.check_an_equal_image_beside_others("triton", dtype, dtype == torch.float16)
+    exact.check_equal_magnitudes("triton", dtype, dtype == torch.float16)
+
+
+@pytest.mark.parametrize("scale", [1, 10, 30, 100])
+@pytest.mark.parametrize("dtype, last", [KERNELS[0], KERNELS[3]], ids=str)
+def test_key_gradients_where_few_pixels_have_all_the_weight(dtype, last, scale):
+    exact.check_key_gradients("triton", dtype, last, ((64, 9, 13),), scale * (24 / 64) ** 0.5, seeds=4)
+
+
+def test_key_gradients_of_chunks():
+    exact.check_key_gradients("triton", torch.float32, False, CHUNKED, 100 * (24 / 520) ** 0.5, seeds=4)
+
+
+@pytest.mark.parametrize(
+    "levels, dtype, last", [(PYRAMID, *KERNELS[0]), (PYRAMID, *KERNELS[3]), (CHUNKED, *KERNELS[1])], ids=str
+)
+@pytest.mark.parametrize("where, value", exact.NOT_FINITE)
+def test_values_that_are_not_finite_reach_what_they_reach_in_the_reference(where, value, levels, dtype, last):
+    exact.check_not_finite("triton", where, value, dtype, last, levels)
