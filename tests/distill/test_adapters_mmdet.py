@@ -286,7 +286,8 @@ FAMILIES = [(retinanet, "one_stage_anchor"), (fcos, "one_stage_anchor_free"), (f
 @pytest.mark.parametrize(("config", "preset"), FAMILIES)
 def test_the_frame_without_a_step(config, preset):
     adapter, model = MMDetectionAdapter(), build(config())
-    assert_the_frame_is_the_steps(adapter, model, two_images())
+    for made in (model, build(config(), data_preprocessor=PREPROCESSOR | {"bgr_to_rgb": False})):
+        assert_the_frame_is_the_steps(adapter, made, two_images())
     assert (adapter.preset(model), adapter.first_label(model)) == (preset, 0)
 
 
