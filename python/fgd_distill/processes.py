@@ -26,5 +26,15 @@ def gather(results: dict[Key, Value]) -> dict[Key, Value]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+def leave_processes() -> None:
+    """Ends this process's membership of the group, if it is in one.
+
+    Its threads otherwise run until the interpreter has gone, and now and then one ends the process by SIGABRT
+    ("terminate called without an active exception"): a finished training that reports failure.
+    """
+    if _distributed():
+        torch.distributed.destroy_process_group()
+
+
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

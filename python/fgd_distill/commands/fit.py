@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..processes import leave_processes
 from ..training.run import run
 from .fit_help import help_page
 
@@ -23,3 +24,4 @@ def _run(command: str, options: Sequence[str]) -> None:
         print(help_page(command))
     else:
         run([command, *("--help" if option == "--help-all" else option for option in options)])
+        leave_processes()

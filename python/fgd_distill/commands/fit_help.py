@@ -1,5 +1,5 @@
-"""The page of ``fgd-distill fit --help``: the options of this package, from their docstrings. Lightning's alone would
-fill twenty screens."""
+"""The page of ``fgd-distill fit --help``: the options of this package, by the first sentence of their docstrings.
+Lightning's alone would fill twenty screens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ trainer: Lightning's Trainer. Often used:
   --trainer.accumulate_grad_batches N                       batches an optimizer step
   --trainer.default_root_dir DIR, --trainer.logger          where checkpoints and logs go
 {sections}
-`fgd-distill {command} --help-all` lists every option of Lightning's with its type.
+`fgd-distill {command} --help-all` lists every option, Lightning's too, with its type, default and whole description.
 """
 TRAINING = {
     "fit": ("Trains a detector, alone or with a teacher.", "a checkpoint to continue, bit for bit on a CPU"),
@@ -61,8 +61,9 @@ def help_page(command: str) -> str:
 
 def _section(name: str, described: type) -> str:
     documented = parse(inspect.getdoc(described) or "")
-    lines = [f"\n{name}: {documented.short_description}\n"]
+    lines = [f"\n{name}: {documented.short_description}"]
     for parameter in documented.params:
-        text = f"{parameter.arg_name:<23}  " + " ".join((parameter.description or "").split())
+        sentence, stop, _ = " ".join((parameter.description or "").split()).partition(". ")
+        text = f"{parameter.arg_name:<23}  {sentence}{stop.rstrip()}"
         lines.append(textwrap.fill(text, 116, initial_indent="  ", subsequent_indent=" " * 27))
     return "\n".join(lines).replace("``", "") + "\n"
