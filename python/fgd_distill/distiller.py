@@ -19,6 +19,7 @@ from .adapters import DetectorAdapter, StudentStep, as_adapter
 from .adapters.registry import check_plain
 from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
 from .frozen_teacher import FrozenTeacher
+from .joined_optimizer import join
 from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
 from .taps import LayerTap, find_layer, layer_names
@@ -285,6 +286,19 @@ class DetectionDistiller(FrozenTeacher):
                 f"{len(missing)} trainable parameters of the distiller are in no optimizer and would never change, "
                 f"among them {missing[:3]}; make the optimizer from distiller.parameters()"
             )
+
+    def join(self, optimizer: Optimizer, **options: Any) -> None:
+        """Gives the criterion to the optimizer of a trainer that was made for the student alone.
+
+        For trainers of others: their checkpoints then hold the plain student, and the criterion in the optimizer's
+        state dict, from which it comes back when they resume. Call it before that state is loaded.
+
+        Args:
+            optimizer: made from the student's parameters.
+            options: of the criterion's parameter group, such as ``lr`` and ``weight_decay``; by default the optimizer's
+                own.
+        """
+        join(optimizer, self.criterion, **options)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:

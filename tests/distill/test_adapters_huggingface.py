@@ -9,9 +9,11 @@ from adapter_checks import (
     assert_steps_lower_the_loss,
     assert_the_frame_is_the_steps,
     make_distiller,
+    snippet,
     two_images,
 )
 
+import fgd_kernels as fgd
 from fgd_distill import distil
 from fgd_distill.adapters import adapter_for
 from fgd_distill.adapters.huggingface import HuggingFaceAdapter
@@ -167,3 +169,112 @@ def test_wrong_input_is_told(pair):
         adapter.student_step(student, [images[0][:1], images[1]], targets)
     with pytest.raises(TypeError, match="teacher: expected RT-DETR.*RTDetrModel"):
         adapter.check_pair(student, teacher.model)
+
+
+# ---- its Trainer -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Makes a trainer with a student and a teacher of its own; the data are eight noisy images with a box each."""
+    pytest.importorskip("accelerate", reason="pip install --no-deps -r requirements-adapters.txt")
+    from fgd_distill.huggingface import FGDTrainer
+
+    generator = torch.Generator().manual_seed(5)
+    data = [
+        {
+            "pixel_values": torch.rand(3, 64, 64, generator=generator),
+            "labels": {
+                "class_labels": torch.tensor([number % 4]),
+                "boxes": torch.cat([torch.full((1, 2), 0.5), 0.3 + 0.4 * torch.rand(1, 2, generator=generator)], dim=1),
+            },
+        }
+        for number in range(8)
+    ]
+
+    def collate(items):
+        return {
+            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+            "labels": [item["labels"] for item in items],
+        }
+
+    def make(trainer=FGDTrainer, **options):
+        torch.manual_seed(0)
+        student, teacher = build(), build(width=32, depth=2)
+        settings = {"max_steps": 4, "save_steps": 2, "logging_steps": 2, "per_device_train_batch_size": 2} | options
+        arguments = transformers.TrainingArguments(
+            str(tmp_path / settings.pop("folder", "run")), use_cpu=True, report_to=[], disable_tqdm=True,
+            remove_unused_columns=False, dataloader_num_workers=0, learning_rate=1e-3, weight_decay=0.1, **settings
+        )  # fmt: skip
+        named = {"teacher": teacher, "distillation": {"verbose": False}} if trainer is FGDTrainer else {}
+        return trainer(student, arguments, train_dataset=data, eval_dataset=data[:2], data_collator=collate, **named)
+
+    return make
+
+
+def learnt(trainer):
+    """Everything that a training changes, by name."""
+    criterion = {f"criterion.{name}": value for name, value in trainer.distiller.criterion.state_dict().items()}
+    return {name: value.clone() for name, value in {**trainer.model.state_dict(), **criterion}.items()}
+
+
+def test_its_trainer_learns_saves_the_plain_student_and_resumes_bit_for_bit(make_trainer, tmp_path):
+    whole = make_trainer()
+    start = learnt(whole)
+    whole.train()
+    end = learnt(whole)
+    criterion = [name for name in end if ".align." in name or (".3." in name and "channel_add" in name)]
+    assert criterion and not [name for name in criterion if torch.equal(start[name], end[name])]
+    logged = [line for line in whole.state.log_history if "loss" in line]
+    terms = LOSSES | set(fgd.LOSS_NAMES)
+    assert terms <= logged[0].keys() and len(logged) == 2
+    assert sum(logged[1][name] for name in terms) == pytest.approx(logged[1]["loss"], rel=1e-4)
+
+    resumed = make_trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert not [name for name, value in learnt(resumed).items() if not torch.equal(value, end[name])]
+
+    whole.save_model(str(tmp_path / "student"))
+    loaded = transformers.RTDetrForObjectDetection.from_pretrained(tmp_path / "student")
+    assert all(torch.equal(value, end[name]) for name, value in loaded.state_dict().items())
+
+
+def test_its_trainer_evaluates_the_student_alone(make_trainer):
+    trainer = make_trainer()
+    plain = make_trainer(transformers.Trainer)
+    assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+
+
+def test_its_trainer_takes_a_batch_in_parts(make_trainer):
+    """Two batches of two a step are as good as one of four, but for how the detector's loss counts boxes."""
+    logged = []
+    for size in (2, 4):
+        batches = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 4 // size}
+        trainer = make_trainer(folder=str(size), max_steps=1, logging_steps=1, **batches)
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    assert logged[0]["loss_fgd_fg"] == pytest.approx(logged[1]["loss_fgd_fg"], rel=1e-4)
+    assert logged[0]["loss"] == pytest.approx(logged[1]["loss"], rel=0.2)
+
+
+def test_its_trainer_refuses_what_would_lose_the_criterion(make_trainer, tmp_path):
+    plain = make_trainer(transformers.Trainer)
+    plain.train()
+    with pytest.raises(ValueError, match="optimizer state: expected the criterion's tensors.*without distillation"):
+        make_trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
+def test_the_guide_s_trainer(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = make_trainer()
+    names = {
+        "student": made.model,
+        "teacher": made.distiller.teacher,
+        "train_images": made.train_dataset,
+        "val_images": made.eval_dataset,
+        "collate": made.data_collator,
+        "options": {"use_cpu": True, "report_to": [], "disable_tqdm": True},
+    }
+    code = snippet("huggingface").replace("max_steps=1000, save_steps=500", "max_steps=1, save_steps=1, **options")
+    exec(compile(code, "detectors.md", "exec"), names)
+    assert (tmp_path / "runs" / "student" / "model.safetensors").exists()

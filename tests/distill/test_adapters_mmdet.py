@@ -323,7 +323,7 @@ def test_wrong_input_is_told(pair):
         adapter.check_pair(student, build(retinanet(), data_preprocessor=PREPROCESSOR | {"bgr_to_rgb": False}))
 
 
-def test_the_detector_for_its_runner():
+def test_the_detector_for_its_runner(tmp_path, monkeypatch):
     """The one of docs/guides/detectors.md, with the step that MMEngine's Runner takes."""
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
@@ -339,4 +339,24 @@ def test_the_detector_for_its_runner():
     assert history[-1]["loss"] < history[0]["loss"]
     names = {name.split(".")[1] for name in model.state_dict()}
     assert names == {"student", "criterion"}
+    from mmengine.runner import load_checkpoint, save_checkpoint
+
+    state = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(state, str(tmp_path / "epoch_12.pth"))  # as the Runner's hook does
+    resumed = MODELS.build(ConfigDict(type="FGDDetector", student=retinanet(), teacher=retinanet(32))).train()
+    resumed.distiller.teacher.load_state_dict(model.distiller.teacher.state_dict())
+    again = OptimWrapper(torch.optim.AdamW(resumed.parameters(), lr=1e-3))
+    again.load_state_dict(load_checkpoint(resumed, str(tmp_path / "epoch_12.pth"), strict=True)["optimizer"])
+    steps = [
+        m.train_step(_pack(m.distiller.student, images, targets), o) for m, o in ((model, optimizer), (resumed, again))
+    ]
+    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=0)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in model.state_dict().items())
+
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet("mmdet-export"), "detectors.md", "exec"), {})
+    plain = MODELS.build(retinanet())
+    load_checkpoint(plain, str(tmp_path / "student.pth"), strict=True)
+    kept = torch.load("epoch_12.pth", weights_only=False)["state_dict"]
+    assert all(torch.equal(value, kept[f"distiller.student.{name}"]) for name, value in plain.state_dict().items())
     assert len(model.eval().val_step(_pack(model.distiller.student, images, None))) == 2

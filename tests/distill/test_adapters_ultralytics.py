@@ -229,8 +229,9 @@ def test_wrong_input_is_told(pair):
         DetectionDistiller(student.requires_grad_(False), teacher, torch.nn.Identity())
 
 
-def test_distilling_in_its_own_trainer(ultralytics, tmp_path, monkeypatch):
-    """docs/guides/detectors.md with tiny epochs: all losses are logged, and the checkpoint is the plain student."""
+@pytest.fixture
+def training(ultralytics, tmp_path, monkeypatch):
+    """A folder with a data set of Ultralytics' kind and a teacher's file, and the options of a short training in it."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         for folder in ("images", "labels"):
@@ -248,15 +249,106 @@ def test_distilling_in_its_own_trainer(ultralytics, tmp_path, monkeypatch):
     teacher = build(width=1.0)
     teacher.args = {}
     torch.save({"model": teacher, "train_args": {}}, tmp_path / "teacher.pt")
-    options = {"epochs": 2, "imgsz": 64, "batch": 2, "device": "cpu", "workers": 0, "amp": False, "plots": False}
-    code = snippet("ultralytics").replace("epochs=100", f"project={str(tmp_path)!r}, name='run', **options")
-    names = {"options": options}
-    exec(compile(code, "detectors.md", "exec"), names)
+    names = {"project": str(tmp_path), "name": "run", "data": "coco.yaml"}
+    return names | {"imgsz": 64, "batch": 2, "device": "cpu", "workers": 0, "amp": False, "plots": False}
+
+
+def test_distilling_in_its_own_trainer(ultralytics, training, tmp_path):
+    """docs/guides/detectors.md with tiny epochs: all losses are logged, and the checkpoint is the plain student."""
+    names = {"options": {name: value for name, value in training.items() if name != "data"}}
+    exec(compile(snippet("ultralytics").replace("epochs=100", "epochs=2, **options"), "detectors.md", "exec"), names)
     rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
     columns = [name.strip() for name in rows[0].split(",")]
     assert {f"train/{name}" for name in LOSSES | set(fgd.LOSS_NAMES)} <= set(columns) and len(rows) == 3
     values = dict(zip(columns, map(float, rows[2].split(",")), strict=True))
     assert all(values[f"train/{name}"] > 0 for name in fgd.LOSS_NAMES)
-    saved = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt").model
-    assert not any("fgd" in name or "criterion" in name for name in saved.state_dict())
+    checkpoint = torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=False)
+    assert not any("fgd" in key for key in checkpoint)
+    saved = checkpoint["model"]
+    assert "forward" not in vars(saved) and type(saved).__module__ == "ultralytics.nn.tasks"
     assert set(saved.state_dict()) == set(ultralytics.YOLO("yolov8n.yaml").model.state_dict())
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_its_trainer_resumes_with_the_criterion(ultralytics, training, tmp_path):
+    """What the loss has learnt is at the beginning of the third epoch what it was at the end of the second."""
+    from fgd_distill.ultralytics import FGDTrainer
+
+    trainer = FGDTrainer.with_teacher("teacher.pt", verbose=False)
+    learnt = {}
+
+    def interrupt(trainer):
+        if trainer.epoch == 2:
+            learnt["before"] = {k: v.clone() for k, v in trainer.distiller.criterion.state_dict().items()}
+            raise Interrupted
+
+    model = ultralytics.YOLO("yolov8n.yaml")
+    model.add_callback("on_train_epoch_start", interrupt)
+    with pytest.raises(Interrupted):
+        model.train(trainer=trainer, epochs=3, **training)
+    resumed = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt")
+
+    def remember(trainer):
+        state = trainer.distiller.criterion.state_dict()
+        learnt["after"] = {k: v.clone() for k, v in state.items()}
+        held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+        assert all(id(p) in held for p in trainer.distiller.criterion.parameters())
+        learnt["schedule"] = trainer._batches
+
+    resumed.add_callback("on_train_start", remember)
+    resumed.train(trainer=trainer, resume=True)
+    assert learnt["before"].keys() == learnt["after"].keys() and learnt["schedule"] == 4
+    assert all(torch.equal(value, learnt["after"][name]) for name, value in learnt["before"].items())
+    rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
+    assert len(rows) == 4  # one header, three epochs
+
+    plain = ultralytics.YOLO("yolov8n.yaml")
+    plain.add_callback("on_train_epoch_start", interrupt_at_second)
+    with pytest.raises(Interrupted):
+        plain.train(epochs=3, **training | {"name": "plain"})
+    without = ultralytics.YOLO(tmp_path / "plain" / "weights" / "last.pt")
+    with pytest.raises(ValueError, match="optimizer state: expected the criterion's tensors.*without distillation"):
+        without.train(trainer=trainer, resume=True)
+
+
+def interrupt_at_second(trainer):
+    if trainer.epoch == 1:
+        raise Interrupted
+
+
+def test_its_copy_of_a_model_runs_itself(ultralytics, training):
+    """After NaN Ultralytics copies the model in the midst of a training, whose call is distillation then."""
+    from fgd_distill.ultralytics import FGDTrainer
+
+    images = torch.rand(1, 3, 64, 64)
+    seen = []
+
+    def recover(trainer):
+        if trainer.epoch == 1:
+            trainer._load_checkpoint_state(torch.load(trainer.last, weights_only=False))
+            copied = trainer.ema.ema
+            before = copied.eval()(images)[0]
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter.add_(0.1)
+            assert torch.equal(copied(images)[0], before)
+            seen.append(trainer.epoch)
+
+    model = ultralytics.YOLO("yolov8n.yaml")
+    model.add_callback("on_train_epoch_start", recover)
+    model.train(trainer=FGDTrainer.with_teacher("teacher.pt", verbose=False), epochs=2, **training)
+    assert seen == [1]
+
+
+def test_its_trainer_refuses_what_it_cannot_do(ultralytics, training):
+    from fgd_distill.ultralytics import FGDTrainer
+
+    for trainer, options, told in (
+        (FGDTrainer, {}, "expected a teacher, got none"),
+        (FGDTrainer.with_teacher("teacher.pt"), {"compile": True}, "compile: expected False"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=told):
+            ultralytics.YOLO("yolov8n.yaml").train(trainer=trainer, epochs=1, **training | options)

@@ -4,10 +4,15 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+import yaml
+from PIL import Image
 
 import fgd_kernels as fgd
 from fgd_distill.commands import main as cli
+from fgd_distill.data import CocoDataModule
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(<!-- runnable -->\n)?```(\w+)\n(.*?)```", re.S)
@@ -82,6 +87,50 @@ def test_the_page_on_a_loop_of_ones_own(capsys):
     assert names["student"].stem.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in names["teacher"].parameters())
     assert "student_features: expected 3 levels (num_levels), got 2" in capsys.readouterr().out
+
+
+def test_the_page_on_data_converts_pascal_voc_and_yolo(tmp_path, monkeypatch):
+    pytest.importorskip("globox", reason="pip install --no-deps -r requirements-adapters.txt")
+    monkeypatch.chdir(tmp_path)
+    boxes = {"train": [(0, 6, 11, 30, 35), (1, 2, 4, 8, 9)], "val": [(1, 10, 0, 60, 40)]}
+    for split, found in boxes.items():
+        for folder in (f"voc/{split}", f"images/{split}", f"labels/{split}", "annotations"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(found)).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        for name, contents in (("a", found), ("b", [])):
+            Image.fromarray(pixels).save(f"images/{split}/{name}.jpg")
+            objects = "".join(
+                f"<object><name>{('cat', 'dog')[label]}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+                f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+                for label, x0, y0, x1, y1 in contents
+            )
+            size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+            Path(f"voc/{split}/{name}.xml").write_text(
+                f"<annotation><filename>{name}.jpg</filename>{size}{objects}</annotation>"
+            )
+            lines = [
+                f"{label} {(x0 + x1) / 120} {(y0 + y1) / 80} {(x1 - x0) / 60} {(y1 - y0) / 40}\n"
+                for label, x0, y0, x1, y1 in contents
+            ]
+            Path(f"labels/{split}/{name}.txt").write_text("".join(lines))
+    steps = steps_of(ROOT / "docs" / "guides" / "data.md")
+    (configured,) = (yaml.safe_load(content)["data"] for kind, content in steps if kind == "yaml")
+    names: dict = {}
+    for content in (content for kind, content in steps if kind == "python"):
+        for path in Path("annotations").iterdir():
+            path.unlink()
+        exec(compile(content, "data.md", "exec"), names)
+        data = CocoDataModule(**configured, batch_size=2, num_workers=0)
+        data.setup("fit")
+        for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
+            ((images, targets),) = list(loader)
+            assert len(images) == 2
+            read = [
+                (label - 1, *box)
+                for target in targets
+                for label, box in zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)
+            ]
+            assert sorted(read) == [pytest.approx(box, abs=1e-4) for box in sorted(boxes[split])]
 
 
 def test_the_readme(tmp_path, monkeypatch):

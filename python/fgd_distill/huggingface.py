@@ -1,0 +1,112 @@
+"""Hugging Face's Trainer with a teacher. Importing this imports ``transformers``.
+
+trainer = FGDTrainer(student, arguments, teacher=teacher, train_dataset=..., data_collator=...)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from .distilling import distil
+from .errors import FGDValueError
+
+
+class FGDTrainer(Trainer):
+    """Hugging Face's Trainer, with the distillation loss added to the detector's own.
+
+    The model that it trains, evaluates and saves is the plain student; ``eval_loss`` is the detector's own. The loss's
+    own parameters are trained by the same optimizer, without weight decay, and saved with its state, so that
+    ``train(resume_from_checkpoint=True)`` continues them too. The terms are logged at every ``logging_steps``.
+
+    Args:
+        model: the student, a detector for which there is an adapter.
+        teacher: the detector to learn from, with its weights; it is frozen.
+        distillation: as ``fgd_distill.distil`` takes it: ``preset``, ``layers``, ``alpha`` and so on. A ``schedule``
+            counts optimizer steps.
+        args, options: as Trainer takes them. A batch of the data collator has ``pixel_values`` (N, 3, H, W) in 0..1 and
+            ``labels``, one dict an image with ``class_labels`` (n,) and ``boxes`` (n, 4), relative, by their centres.
+
+    Raises:
+        TypeError: there is no adapter for the detectors, or a setting is unknown.
+        ValueError: it would run on several devices, or ``optimizers`` has a scheduler, which cannot know of the loss's
+            parameters.
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is the mean of a batch, whatever their number in an optimizer step
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any = None,
+        *,
+        teacher: nn.Module,
+        distillation: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, args, **options)
+        devices = max(self.args.n_gpu, 1) * self.args.world_size
+        if devices > 1:
+            raise FGDValueError(f"args: expected one device for distillation, got {devices}")
+        if self.lr_scheduler is not None:
+            raise FGDValueError(
+                "optimizers: expected (optimizer, None), got a scheduler, which was made without the loss's "
+                "parameters; name one by TrainingArguments(lr_scheduler_type=...)"
+            )
+        self.distiller = distil(model, teacher, **(distillation or {}))
+        self._joined = False
+        self._terms: dict[str, Tensor] = {}
+        self._summed = 0
+        self.add_callback(_FreshGradients(self.distiller.criterion))
+
+    def create_optimizer(self, *args: Any, **options: Any) -> Optimizer:
+        optimizer = super().create_optimizer(*args, **options)
+        if not self._joined:
+            self.distiller.join(optimizer, weight_decay=0.0)
+            self._joined = True
+        return optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        if return_outputs or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.distiller.set_step(self.state.global_step)
+        with self.accelerator.autocast():
+            losses = self.distiller(inputs)
+        for name, loss in losses.items():
+            self._terms[name] = self._terms.get(name, 0) + loss.detach()
+        self._summed += 1
+        return sum(losses.values())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if model is None and isinstance(self.model, PreTrainedModel):
+            # Trainer loads the file by names, leniently. Some models, RT-DETR among them, are saved under older names,
+            # which only from_pretrained translates: their encoder would go on from random numbers, with a mere warning.
+            saved = type(self.model).from_pretrained(resume_from_checkpoint)
+            self.model.load_state_dict(saved.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        if "loss" in logs and self._summed:
+            logs = {**logs, **{name: total.item() / self._summed for name, total in self._terms.items()}}
+            self._terms, self._summed = {}, 0
+        super().log(logs, *args, **options)
+
+
+class _FreshGradients(TrainerCallback):
+    """Trainer clears the gradients of its model alone; the criterion's would grow from step to step."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        self.criterion = criterion
+
+    def on_step_begin(self, *args: Any, **options: Any) -> None:
+        self.criterion.zero_grad()
