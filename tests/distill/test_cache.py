@@ -1,5 +1,7 @@
+import io
 import json
 import math
+import random
 import shutil
 
 import pytest
@@ -113,14 +115,105 @@ def test_values_that_the_type_cannot_hold(tmp_path):
     cache_in(tmp_path / "b", dtype="bfloat16").features(*batch_of(1), loud)
 
 
-def test_a_damaged_file_is_made_again(tmp_path, caplog):
+def other_files(content):
+    """Contents of files that are not the entry ``content``."""
+    torch.save({"maps": [torch.full((2, 16, 16), math.nan)], "thumbnail": torch.zeros(3, 8, 8)}, saved := io.BytesIO())
+    nan = bytearray(content)
+    nan[-2:] = b"\xff\x7f"  # NaN in float16
+    return {
+        "empty": b"",
+        "cut": content[:100],
+        "cut at its end": content[:-2],
+        "longer": content + b"\0",
+        "text": b"a text of the same length, " * (len(content) // 27) + b"." * (len(content) % 27),
+        "of torch.save": saved.getvalue(),
+        "with NaN": bytes(nan),
+        "zeros": bytes(len(content)),
+    }
+
+
+@pytest.mark.parametrize("kind", other_files(bytes(100)))
+def test_an_entry_that_does_not_fit_is_made_again(tmp_path, caplog, kind):
     teacher = Teacher()
     first = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
-    path = tmp_path / "maps" / "2.pt"
-    path.write_bytes(path.read_bytes()[:100])
+    path = tmp_path / "maps" / "2.maps"
+    path.write_bytes(other_files(whole := path.read_bytes())[kind])
     again = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
-    assert teacher.seen == 3 and "2.pt is damaged" in caplog.text
+    assert teacher.seen == 3 and [
+        record.message for record in caplog.records if "2.maps is made again: it" in record.message
+    ]
+    assert len(caplog.records) == 1 and "\n" not in caplog.text.strip()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True))
+    assert path.read_bytes() == whole
+
+
+def test_an_entry_of_another_image_or_cache_is_made_again(tmp_path):
+    """Of the same size, and whole."""
+    teacher = Teacher()
+    first = cache_in(tmp_path / "a").features(*batch_of(1, 2), teacher)
+    cache_in(tmp_path / "b", {**FINGERPRINT, "teacher": "xyz"}).features(
+        *batch_of(1), lambda batch: [level + 1 for level in Teacher()(batch)]
+    )
+    cache_in(tmp_path / "c", dtype="bfloat16").features(*batch_of(1), Teacher())
+    for other in (tmp_path / "a" / "maps" / "2.maps", *(tmp_path / name / "maps" / "1.maps" for name in "bc")):
+        shutil.copy(other, tmp_path / "a" / "maps" / "1.maps")
+        seen = teacher.seen
+        again = cache_in(tmp_path / "a").features(*batch_of(1, 2), teacher)
+        assert teacher.seen == seen + 1
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True))
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    """300 bits of an entry and 100 of cache.json, each flipped alone, and now and then a run of bytes after it."""
+    teacher, numbers = Teacher(), random.Random(0)
+    first = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
+    for name, count in (("maps/2.maps", 300), ("cache.json", 100)):
+        whole = (tmp_path / name).read_bytes()
+        for trial in range(count):
+            content = bytearray(whole)
+            place = numbers.randrange(8 * len(content))
+            content[place // 8] ^= 1 << place % 8
+            if trial % 5 == 4:
+                content[place // 8 + 1 : place // 8 + 9] = numbers.randbytes(
+                    len(content[place // 8 + 1 : place // 8 + 9])
+                )
+            (tmp_path / name).write_bytes(content)
+            seen = teacher.seen
+            again = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(first, again, strict=True)), (name, place)
+            assert teacher.seen > seen or (name == "cache.json" and json.loads(content) == json.loads(whole))
+            assert (tmp_path / name).read_bytes() == whole or teacher.seen == seen
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a text", b"{", b"[1, 2]", b"7", b"{}", b'{"teacher": "abc"}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_a_manifest_that_does_not_fit_is_made_again(tmp_path, caplog, content):
+    """What it is about is in the entries as well: they are used again."""
+    teacher = Teacher()
+    first = cache_in(tmp_path).features(*batch_of(1, 2), teacher)
+    whole = (tmp_path / "cache.json").read_bytes()
+    (tmp_path / "cache.json").write_bytes(content)
+    cache = cache_in(tmp_path)
+    assert "cache.json is made again: it is damaged" in caplog.text and len(caplog.records) == 1
+    again = cache.features(*batch_of(1), teacher) + cache.features(*batch_of(2), teacher)
+    assert teacher.seen == 3 and (tmp_path / "cache.json").read_bytes() == whole
+    assert torch.equal(first[0], torch.cat([again[0], again[2]]))
+    (tmp_path / "thesis.tex").write_text("x")
+    (tmp_path / "cache.json").write_bytes(content)
+    with pytest.raises(FileExistsError, match="found other files"):
+        cache_in(tmp_path)
+
+
+def test_partial_files_of_killed_runs_are_removed(tmp_path):
+    cache_in(tmp_path).features(*batch_of(1), Teacher())
+    (tmp_path / ".cache.json.123.partial").write_text("{")
+    (tmp_path / "maps" / ".2.maps.0123abcd.partial").write_bytes(b"half")
+    cache_in(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["1.maps", "cache.json"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".cache.json.123.partial").write_text("{")
+    cache_in(tmp_path / "new").features(*batch_of(1), Teacher())  # a run that was killed at its very beginning
 
 
 def test_the_second_epoch_of_a_training_runs_no_teacher(fit_args, teacher_file, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from ..calibration.report import overlay, report
 from ..criterion import FGDConfig, resolved
 from ..data.datamodule import Batch
 from ..errors import FGDValueError
-from ..files import atomic_write
+from ..files import write_text
 from ..training.run import DistillCLI
 
 
@@ -107,7 +107,7 @@ def calibrate(args: Sequence[str]) -> FGDConfig:
     proposed = propose(measurement, start, settings.bounds, settings.temperature, settings.ratios == "equal")
     print("\n".join(report(measurement, candidates | {"proposed": proposed})))
     text = overlay(proposed, measurement, shlex.join(["fgd-distill", "calibrate", *args]))
-    atomic_write(settings.output, lambda path: path.write_text(text))
+    write_text(settings.output, text)
     print(f"\nwrote {settings.output}: give it to fit as the last --config after those given here")
     return proposed
 

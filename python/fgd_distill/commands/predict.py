@@ -23,7 +23,7 @@ from ..data.labels import CategoryLabels
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import read_checkpoint
 from ..errors import FGDFileNotFoundError, FGDValueError
-from ..files import atomic_write
+from ..files import write_text
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -113,7 +113,7 @@ def predict(
         kept = prediction["scores"] >= score_threshold
         found = coco_results(image.image_id, {name: value[kept] for name, value in prediction.items()}, labels)
         results += found if annotations else [{**result, "file_name": image.path.name} for result in found]
-    atomic_write(output, lambda temporary: temporary.write_text(json.dumps(results)))
+    write_text(output, json.dumps(results))
     skipped = f"; {unread} images could not be read" if unread else ""
     print(f"wrote {len(results)} detections on {len(listed) - unread} images to {output}{skipped}")
     return Path(output)

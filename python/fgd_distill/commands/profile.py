@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.cli import LightningArgumentParser
 
 from ..errors import FGDValueError
-from ..files import atomic_write
+from ..files import write_text
 from ..machine import machine
 from ..text_table import aligned
 from ..training.run import DistillCLI
@@ -81,7 +81,7 @@ def profile(args: Sequence[str]) -> StepProfile:
     print(f"{settings.steps} steps of {cli.datamodule.batch_size} images, after {settings.warmup} others, on {name}\n")
     print("\n".join(table(profiled)))
     if settings.output is not None:
-        atomic_write(settings.output, lambda path: path.write_text(as_csv(profiled)))
+        write_text(settings.output, as_csv(profiled))
         print(f"\nwrote {settings.output}")
     return profiled
 

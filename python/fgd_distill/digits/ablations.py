@@ -18,7 +18,7 @@ import yaml
 
 from ..data.evaluation import METRICS
 from ..errors import FGDFileNotFoundError, FGDValueError
-from ..files import atomic_write
+from ..files import write_text
 from ..machine import machine
 from ..shipped import CONFIGS
 from ..text_table import aligned
@@ -164,7 +164,7 @@ def write_lines(lines: Sequence[Line], path: Path) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    atomic_write(path, lambda temporary: temporary.write_text(text.getvalue()))
+    write_text(path, text.getvalue())
 
 
 def _find(lines: Sequence[Line], setting: str, seed: int) -> list[Line]:
@@ -207,7 +207,7 @@ def write_page(tables: Sequence[PaperTable], lines: Sequence[Line], path: Path) 
         tables="\n\n".join(blocks),
     )
     findings = f"\n{FINDINGS}{old.split(FINDINGS, 1)[1]}" if FINDINGS in old else ""
-    atomic_write(path, lambda temporary: temporary.write_text(page + findings))
+    write_text(path, page + findings)
 
 
 def _values(lines: Sequence[Line], column: str) -> str:

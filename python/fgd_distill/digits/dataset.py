@@ -11,8 +11,6 @@ is an ordinary COCO folder::
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import FGDFileExistsError, FGDValueError
+from ..files import atomic_folder
 
 # Part of dataset.json: raise it whenever the same seed would give other pixels, so that old folders are not mistaken.
 RECIPE_VERSION = 1
@@ -89,14 +88,8 @@ def make_digits(
     if is_complete(folder, settings):
         return folder
     _refuse_foreign(folder, settings)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_folder(folder) as partial:
         _write_dataset(partial, settings, progress)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytorch_lightning.cli import LightningCLI
 
 from ..data.evaluation import METRICS
-from ..files import atomic_write
+from ..files import write_text
 from ..machine import machine
 from ..text_table import aligned
 from ..training.profiling import StepCost
@@ -109,4 +109,4 @@ def write_csv(rows: Sequence[Row], path: str | Path, command: str) -> None:
                 versions,
             ]
         )
-    atomic_write(path, lambda temporary: temporary.write_text(text.getvalue()))
+    write_text(path, text.getvalue())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import FGDValueError
-from ..files import atomic_write
+from ..files import write_text
 from .results import EQUAL_TIME, FULL
 
 PAGE = """# Digits students
@@ -68,7 +68,7 @@ def write_summary(path: str | Path) -> Path:
         gains="\n".join(_gains(lines)),
     )
     target = path.with_suffix(".md")
-    atomic_write(target, lambda temporary: temporary.write_text(page))
+    write_text(target, page)
     return target
 
 

@@ -3,6 +3,9 @@
 Cached maps are right only as long as the teacher gets the same pixels. So everything that they depend on is compared:
 the teacher's weights and the tapped layers (a fingerprint in ``cache.json``), the size of the padded batch, and the
 image itself, by a thumbnail of 8 x 8 pixels stored beside its maps.
+
+An entry is a file of plain numbers: what it belongs to, a checksum, the thumbnail, the maps. Whatever does not fit, for
+whatever reason, is made again.
 """
 
 from __future__ import annotations
@@ -10,23 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import pickle
+import math
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FGDFileExistsError, FGDOSError, FGDValueError
-from ..files import atomic_write
+from ..files import remove_stale, write_bytes, write_text
 from ..processes import process_rank
 
 log = logging.getLogger(__name__)
-MANIFEST = "cache.json"
+MANIFEST, MAPS = "cache.json", "maps"
+THUMBNAIL = (3, 8, 8)  # float32
 
 
 @dataclass
@@ -74,10 +80,28 @@ class TeacherCache:
         self.manifest = {**fingerprint, "dtype": config.dtype}
         self.frame: list[int] | None = None
         """Height and width of the padded batch, in pixels."""
-        if (self.folder / MANIFEST).is_file():
-            self._compare(json.loads((self.folder / MANIFEST).read_text()))
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        self.shapes: list[list[int]] = []
+        """(C, H, W) of each level, as soon as ``frame`` is known."""
+        remove_stale(self.folder)
+        remove_stale(self.folder / MAPS)
+        found = self._stored_manifest()
+        if found is not None:
+            self._compare(found)
+        elif self.folder.exists() and {path.name for path in self.folder.iterdir()} - {MANIFEST, MAPS}:
             raise FGDFileExistsError(f"{self.folder}: expected an empty folder or a teacher cache, found other files")
+
+    def _stored_manifest(self) -> dict[str, Any] | None:
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_bytes())
+            if found.pop("checksum") == _checksum(found):
+                return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass  # not JSON, or of another structure
+        self._unfit(path, "it is damaged")
+        return None
 
     def _compare(self, found: dict[str, Any]) -> None:
         differs = [key for key, value in self.manifest.items() if found.get(key) != value]
@@ -87,7 +111,7 @@ class TeacherCache:
                 f"{self.folder}: holds the feature maps of another set-up ({told}); choose another folder for the "
                 "teacher cache, or delete this one"
             )
-        self.frame = found["frame"]
+        self.frame, self.shapes = found["frame"], found["shapes"]
 
     def features(self, batch: Tensor, targets: Any, compute: Callable[[Tensor], list[Tensor]]) -> list[Tensor]:
         """The teacher's maps for a batch, from disk where it was there before.
@@ -137,28 +161,46 @@ class TeacherCache:
             raise FGDOSError(f"teacher cache: {told}; max_gb is {self.config.max_gb:g}, free are {free / 1e9:.3g} GB")
         if process_rank()[0] == 0:
             print(f"teacher cache: {told}; free are {free / 1e9:.3g} GB", flush=True)
-        self.frame = frame
-        text = json.dumps({**self.manifest, "frame": frame}, indent=2)
-        atomic_write(self.folder / MANIFEST, lambda temporary: temporary.write_text(text))
+        self.frame, self.shapes = frame, [list(level.shape[1:]) for level in fresh]
+        content = {**self.manifest, "frame": frame, "shapes": self.shapes}
+        write_text(self.folder / MANIFEST, json.dumps({**content, "checksum": _checksum(content)}, indent=2))
 
     def _path(self, image_id: int) -> Path:
-        return self.folder / "maps" / f"{image_id}.pt"
+        return self.folder / MAPS / f"{image_id}.maps"
 
     def _read(self, image_id: int, thumbnail: Tensor) -> list[Tensor] | None:
         path = self._path(image_id)
         if self.frame is None or not path.is_file():
             return None
+        owner = self._owner(image_id)
+        sizes = [len(owner), 4, 4 * math.prod(THUMBNAIL)]
+        sizes += [math.prod(shape) * self.dtype.itemsize for shape in self.shapes]
         try:
-            stored = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            log.warning("teacher cache: %s is damaged and made again: %s", path, error)
+            content = np.fromfile(path, np.uint8)
+        except OSError as error:
+            self._unfit(path, error.strerror or str(error))
             return None
-        if not torch.allclose(stored["thumbnail"], thumbnail, rtol=0, atol=1e-3):
+        if len(content) != sum(sizes):
+            self._unfit(path, f"it has {len(content):,} bytes instead of {sum(sizes):,}")
+            return None
+        head, crc, view, *levels = torch.from_numpy(content).split(sizes)
+        if head.numpy().tobytes() != owner or crc.numpy().tobytes() != _crc(owner, [view, *levels]):
+            self._unfit(path, "it is damaged, or belongs to another cache or image")
+            return None
+        if not torch.allclose(view.view(torch.float32).view(THUMBNAIL), thumbnail, rtol=0, atol=1e-3):
             raise FGDValueError(
                 f"teacher cache: image {image_id} looks different from when its maps were stored in {self.folder}; "
                 "the cache needs the same pixels in every epoch: no random train_transforms, no random sizes"
             )
-        return stored["maps"]
+        return [level.view(self.dtype).view(shape) for level, shape in zip(levels, self.shapes, strict=True)]
+
+    def _unfit(self, path: Path, reason: str) -> None:
+        log.warning("teacher cache: %s is made again: %s", path, reason)
+
+    def _owner(self, image_id: int) -> bytes:
+        """What an entry belongs to, 16 bytes: the teacher, layers, type, frame and shapes, and the image."""
+        whose = {**self.manifest, "frame": self.frame, "shapes": self.shapes, "image": image_id}
+        return hashlib.blake2b(json.dumps(whose, sort_keys=True).encode(), digest_size=16).digest()
 
     def _rounded(self, level: Tensor, image_id: int) -> Tensor:
         rounded = level.detach().to("cpu", self.dtype)
@@ -170,6 +212,21 @@ class TeacherCache:
         return rounded
 
     def _write(self, image_id: int, maps: list[Tensor], thumbnail: Tensor) -> None:
-        # clone(): a row of a batch would be saved with the whole batch's memory.
-        content = {"maps": [level.clone() for level in maps], "thumbnail": thumbnail.clone()}
-        atomic_write(self._path(image_id), lambda temporary: torch.save(content, temporary))
+        owner, parts = self._owner(image_id), [_as_bytes(part) for part in (thumbnail, *maps)]
+        # Folders of many entries are not listed for each of them: the stale ones were removed at the beginning.
+        write_bytes(self._path(image_id), owner, _crc(owner, parts), *(part.numpy() for part in parts), tidy=False)
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _crc(owner: bytes, parts: Sequence[Tensor]) -> bytes:
+    crc = zlib.crc32(owner)
+    for part in parts:
+        crc = zlib.crc32(part.numpy().data, crc)
+    return crc.to_bytes(4, "little")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
