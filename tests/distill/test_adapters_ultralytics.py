@@ -281,14 +281,17 @@ def test_its_trainer_resumes_with_the_criterion(ultralytics, training, tmp_path)
     learnt = {}
 
     def interrupt(trainer):
+        if trainer.epoch == 0:
+            learnt["start"] = {k: v.clone() for k, v in trainer.distiller.criterion.state_dict().items()}
         if trainer.epoch == 2:
             learnt["before"] = {k: v.clone() for k, v in trainer.distiller.criterion.state_dict().items()}
             raise Interrupted
 
+    steps = {"nbs": 2, "warmup_epochs": 0.0, "lr0": 0.01, "optimizer": "SGD"}  # one a batch, or nothing is learnt here
     model = ultralytics.YOLO("yolov8n.yaml")
     model.add_callback("on_train_epoch_start", interrupt)
     with pytest.raises(Interrupted):
-        model.train(trainer=trainer, epochs=3, **training)
+        model.train(trainer=trainer, epochs=3, **training, **steps)
     resumed = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt")
 
     def remember(trainer):
@@ -301,6 +304,8 @@ def test_its_trainer_resumes_with_the_criterion(ultralytics, training, tmp_path)
     resumed.add_callback("on_train_start", remember)
     resumed.train(trainer=trainer, resume=True)
     assert learnt["before"].keys() == learnt["after"].keys() and learnt["schedule"] == 4
+    last = [name for name in learnt["start"] if name.endswith(".channel_add_conv_s.3.weight")]
+    assert last and not any(torch.equal(learnt["start"][name], learnt["before"][name]) for name in last)
     assert all(torch.equal(value, learnt["after"][name]) for name, value in learnt["before"].items())
     rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
     assert len(rows) == 4  # one header, three epochs
