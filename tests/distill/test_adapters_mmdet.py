@@ -56,6 +56,11 @@ class Operators(types.ModuleType):
         assert offset == 0
         return torchvision.ops.nms(boxes, scores, iou_threshold)
 
+    @staticmethod
+    def roi_align_forward(maps, rois, output, *_, spatial_scale, sampling_ratio, aligned, **size):
+        found = torchvision.ops.roi_align(maps, rois, output.shape[2:], spatial_scale, sampling_ratio, aligned)
+        output.copy_(found)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def mmdet():
@@ -186,6 +191,30 @@ def faster_rcnn(channels: int = 16) -> dict:
     }
 
 
+def mask_rcnn(channels: int = 16) -> dict:
+    config = faster_rcnn(channels)
+    extractor = config["roi_head"]["bbox_roi_extractor"]
+    roi = {
+        "mask_roi_extractor": extractor | {"roi_layer": extractor["roi_layer"] | {"output_size": 14}},
+        "mask_head": {
+            "type": "FCNMaskHead",
+            "num_convs": 1,
+            "in_channels": channels,
+            "conv_out_channels": channels,
+            "num_classes": 4,
+            "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0},
+        },
+    }
+    train, test = config["train_cfg"], config["test_cfg"]
+    return config | {
+        "type": "MaskRCNN",
+        "roi_head": config["roi_head"] | roi,
+        "train_cfg": train | {"rcnn": train["rcnn"] | {"mask_size": 28}},
+        "test_cfg": test | {"rcnn": test["rcnn"] | {"mask_thr_binary": 0.5}},
+        "data_preprocessor": PREPROCESSOR | {"pad_mask": True},
+    }
+
+
 @pytest.fixture
 def pair():
     torch.manual_seed(0)
@@ -309,6 +338,28 @@ def test_models_without_a_box_head_are_refused():
         MMDetectionAdapter().student_step(model, images, targets)
     with pytest.raises(TypeError, match="model: expected a detector of mmdet.models, got ResNet"):
         MMDetectionAdapter().default_layers(model.backbone)
+
+
+def test_masks_come_with_images_and_targets():
+    """A detector with a mask head learns and predicts masks; without masks the message says where they come from."""
+    torch.manual_seed(0)
+    student, teacher = build(mask_rcnn()), build(mask_rcnn())
+    images, targets = two_images()
+    masks = [
+        torch.zeros(len(t["boxes"]), *i.shape[1:], dtype=torch.uint8) for i, t in zip(images, targets, strict=True)
+    ]
+    masks[0][0, 12:30, 8:50] = 1
+    batch = images, [target | {"masks": mask} for target, mask in zip(targets, masks, strict=True)]
+    distiller = make_distiller(student, teacher, batch=batch)
+    own = {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"}
+    assert_steps_lower_the_loss(distiller, batch, own, steps=10, since=2)
+    assert_the_frame_is_the_steps(distiller.adapter, student, batch)
+    for found, image in zip(distiller.adapter.predict(student.eval(), images), images, strict=True):
+        assert found["masks"].shape == (len(found["scores"]), 1, *image.shape[1:]) and len(found["scores"]) > 0
+        assert found["masks"].unique().tolist() in ([0.0, 1.0], [0.0], [1.0])
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected masks for MaskRCNN, got .*with_masks"):
+        distiller.train()(images, targets)
+    assert len(distiller.adapter.frame(student, images, targets).boxes) == 2, "a frame needs none"
 
 
 def test_wrong_input_is_told(pair):

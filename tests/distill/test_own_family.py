@@ -120,6 +120,15 @@ def test_show_attention(trained, digits):
     assert np.asarray(Image.open("attention.png").convert("RGB")).std() > 5
 
 
+def test_show_attention_of_detectors_with_fewer_classes(folder, digits):
+    """The category ids of the file, 1 to 10, are none of their labels; a picture needs only the boxes."""
+    torch.save(spots.small(num_classes=3).state_dict(), "few.pt")
+    named = [f"--{role}={{name: my_spots:small, num_classes: 3, weights: few.pt}}" for role in ("teacher", "student")]
+    folder = [f"--images={digits / 'images/val'}", f"--annotations={digits / 'annotations/val.json'}"]
+    cli.main(["show-attention", *named, *folder, "--adapter=my_spots:SpotAdapter", "--output=few.png"])
+    assert Path("few.png").is_file()
+
+
 def test_an_adapter_that_cannot_be_used(folder, options):
     for name, told in {
         "my_spots:NoSuch": "adapter: expected module:Class, cannot import 'my_spots:NoSuch'",

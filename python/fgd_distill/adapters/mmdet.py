@@ -19,9 +19,9 @@ class MMDetectionAdapter(DetectorAdapter):
     """Detectors of ``mmdet.models``, built by ``MODELS.build(config.model)``.
 
     Their ``data_preprocessor`` normalises and pads, and may resize; what leaves it is the frame. Images are handed to
-    it as MMDetection's loader does: BGR, in 0..255, not yet padded. Labels count from 0. ``images`` may also be what
-    MMDetection's own data loader yields (a dict with ``inputs`` and ``data_samples``), with ``targets`` None; masks
-    come in no other way.
+    it as MMDetection's loader does: BGR, in 0..255, not yet padded. Labels count from 0. A detector with masks needs
+    ``masks`` (n_i, H_i, W_i) in the targets, too, and predicts them. ``images`` may also be what MMDetection's own data
+    loader yields (a dict with ``inputs`` and ``data_samples``), with ``targets`` None.
     """
 
     def neck_and_head(self, model: Any) -> Sequence[str]:
@@ -42,7 +42,11 @@ class MMDetectionAdapter(DetectorAdapter):
             )
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
-        data = dict(images) if isinstance(images, Mapping) else _pack(student, images, targets)
+        if isinstance(images, Mapping):
+            data = dict(images)
+        else:
+            data = _pack(student, images, targets)
+            _check_masks(student, targets)
         data = _preprocessor(student)(data, training=True)
         batch, boxes = _frame(data)
         return StudentStep(_scalars(student.loss(batch, data["data_samples"])), batch, boxes)
@@ -55,8 +59,7 @@ class MMDetectionAdapter(DetectorAdapter):
         """With the thresholds of the model's ``test_cfg``."""
         data = _preprocessor(model)(_pack(model, images, None), training=False)
         samples = model.predict(data["inputs"], data["data_samples"])
-        found = [sample.pred_instances for sample in samples]
-        return [detection(f.bboxes, f.scores, f.labels, image) for f, image in zip(found, images, strict=True)]
+        return [_detection(sample.pred_instances, image) for sample, image in zip(samples, images, strict=True)]
 
     def preset(self, model: Any) -> str | None:
         if getattr(model, "with_roi_head", False):
@@ -108,6 +111,7 @@ def _preprocessor(model: Any) -> Any:
 def _pack(model: Any, images: Any, targets: Any) -> dict[str, list[Any]]:
     """Images and targets as MMDetection's data loader yields them; without targets, as for a test."""
     from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
     inputs, samples = [], []
@@ -118,10 +122,28 @@ def _pack(model: Any, images: Any, targets: Any) -> dict[str, list[Any]]:
         samples.append(DetDataSample(metainfo=meta))
     if targets is not None:
         boxes, labels = check_targets(targets, inputs, _classes(model))
-        for sample, box, label in zip(samples, boxes, labels, strict=True):
+        for sample, box, label, target in zip(samples, boxes, labels, targets, strict=True):
             # A copy: the preprocessor scales boxes in place.
             sample.gt_instances = InstanceData(bboxes=box.clone(), labels=label)
+            if "masks" in target:
+                masks = torch.as_tensor(target["masks"]).to("cpu", torch.uint8).numpy()
+                sample.gt_instances.masks = BitmapMasks(masks, *sample.img_shape)
     return {"inputs": inputs, "data_samples": samples}
+
+
+def _check_masks(model: Any, targets: Any) -> None:
+    if getattr(model, "with_mask", False):
+        for index, target in enumerate(targets or ()):
+            if "masks" not in target:
+                raise FGDValueError(
+                    f"targets[{index}]: expected masks for {type(model).__name__}, got {sorted(target)}; "
+                    "data.with_masks: true reads them"
+                )
+
+
+def _detection(found: Any, image: Tensor) -> dict[str, Tensor]:
+    told = detection(found.bboxes, found.scores, found.labels, image)
+    return told | {"masks": found.masks[:, None].float()} if "masks" in found else told
 
 
 def _classes(model: Any) -> int:

@@ -163,20 +163,19 @@ def show_attention(
     if teacher.weights is None:
         raise FGDValueError("teacher.weights: expected a file with trained weights, got None: it would look at noise")
     if images is not None and annotations is not None:
-        pixels, boxes, labels = coco_image(images, annotations, index)
+        pixels, boxes, _ = coco_image(images, annotations, index)
     else:
-        pixels, boxes, labels = image_file(str(image))
+        pixels, boxes, _ = image_file(str(image))
     configs = {"student": student} | ({} if distilled is None else {"distilled student": distilled})
     view = view_attention(
         build_detector(teacher).eval(),
         {_name(name, config): build_detector(config).eval() for name, config in configs.items()},
         pixels,
         boxes,
-        labels,
-        teacher_layers,
-        student_layers,
-        temperature,
-        adapter,
+        teacher_layers=teacher_layers,
+        student_layers=student_layers,
+        temperature=temperature,
+        adapter=adapter,
     )
     save(draw_attention(view, levels, temperature), output)
 
