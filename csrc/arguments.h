@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "fgd/gc_block.h"
 #include "fgd/layout.h"
 
 namespace fgd {
@@ -16,9 +17,6 @@ namespace fgd {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
-
-constexpr int kGcBlockSize = 16;
-constexpr int64_t kMaxChannels = 2048;
 
 inline ScalarType accumulator(const Tensors& student) {
   return student[0].scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -40,6 +38,8 @@ inline DType dtype_of(const Tensor& t) {
   return kFloat32;
 }
 
+// ---- a tensor's layout: asked here, once, for whoever walks it ----------------------------------------------------
+
 // NCHW, or a slice of it: all pixels of a channel in a row. Of a dimension with one element any stride will do.
 inline bool pixels_dense(const Tensor& t) {
   return (t.size(3) == 1 || t.stride(3) == 1) && (t.size(2) == 1 || t.stride(2) == t.size(3));
@@ -52,6 +52,32 @@ inline bool channels_dense(const Tensor& t) {
   return (t.size(1) == 1 || t.stride(1) == 1) && (t.size(2) * t.size(3) == 1 || pixel >= t.size(1)) &&
          (t.size(2) == 1 || t.size(3) == 1 || t.stride(2) == t.size(3) * t.stride(3));
 }
+
+inline Layout layout_of(const Tensor& student, const Tensor& teacher, size_t level) {
+  if (pixels_dense(student) && pixels_dense(teacher)) return kPixelsDense;
+  STD_TORCH_CHECK(channels_dense(student) && channels_dense(teacher), "level ", level,
+                  ": expected student and teacher both contiguous or both channels_last");
+  return kChannelsDense;
+}
+
+// In elements: element (n, c, p) lies at n·image + c·channel + p·pixel.
+struct Strides {
+  int64_t image, channel, pixel;
+};
+
+inline Strides strides_of(const Tensor& t, Layout layout) {
+  if (layout == kPixelsDense) return {t.stride(0), t.stride(1), 1};
+  return {t.stride(0), 1, t.size(3) > 1 ? t.stride(3) : t.stride(2)};
+}
+
+// Of a gradient, which PyTorch laid out like its features.
+inline Strides gradient_strides(const Tensor& grad, Layout layout, size_t level) {
+  STD_TORCH_CHECK(layout == kPixelsDense ? pixels_dense(grad) : channels_dense(grad), "student[", level,
+                  "]: expected strides that its gradient can have");
+  return strides_of(grad, layout);
+}
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
 
 inline void check_feature(const Tensor& f, const Tensor& like, const Tensor& shape, const char* name, size_t level) {
   STD_TORCH_CHECK(f.dim() == 4 && shape.dim() == 4, name, "[", level, "]: expected 4 dimensions, got ", f.dim());
@@ -67,17 +93,27 @@ inline void check_feature(const Tensor& f, const Tensor& like, const Tensor& sha
   STD_TORCH_CHECK(f.device() == like.device(), name, "[", level, "]: expected one device for all levels");
 }
 
-// One GcBlock's tensors, order and shapes as in reference.gc_block_pair: only sizes and types matter here.
+// The hidden channels of a level's two nets.
+inline int gc_hidden(const Tensors& gc, size_t level, int net) {
+  return static_cast<int>(gc[level * kGcTensors + gc_tensor(net, kGcB1S)].numel());
+}
+
+// A level's pair of GcBlocks: only sizes and types matter here.
 inline void check_gc_block(const Tensors& gc, size_t level, int64_t channels, ScalarType type) {
-  for (int i = 0; i < kGcBlockSize; ++i) {
-    const Tensor& t = gc[level * kGcBlockSize + i];
-    const int64_t hidden = gc[level * kGcBlockSize + (i < 10 ? 5 : 11)].numel();
-    const int64_t transform[] = {hidden * channels, hidden, hidden, hidden, hidden * channels, channels};
-    const int64_t expected = i < 4 ? (i % 2 ? 1 : channels) : transform[(i - 4) % 6];
-    STD_TORCH_CHECK(t.numel() == expected, "gc_block[", level * kGcBlockSize + i, "]: expected ", expected,
-                    " elements, got ", t.numel());
-    STD_TORCH_CHECK(t.scalar_type() == type && t.is_contiguous(), "gc_block[", level * kGcBlockSize + i,
-                    "]: expected a contiguous tensor of the sums' dtype (float32, or float64 for float64 features)");
+  for (int net = 0; net < kGcNets; ++net) {
+    const int64_t hidden = gc_hidden(gc, level, net), matrix = hidden * channels;
+    const struct {
+      GcTensor of_student;
+      int64_t size;
+    } expected[] = {{kGcKeyS, channels},    {kGcKeyBiasS, 1},     {kGcW1S, matrix}, {kGcB1S, hidden},
+                    {kGcLnWeightS, hidden}, {kGcLnBiasS, hidden}, {kGcW2S, matrix}, {kGcB2S, channels}};
+    for (const auto& e : expected) {
+      const size_t i = level * kGcTensors + gc_tensor(net, e.of_student);
+      STD_TORCH_CHECK(gc[i].numel() == e.size, "gc_block[", i, "]: expected ", e.size, " elements, got ",
+                      gc[i].numel());
+      STD_TORCH_CHECK(gc[i].scalar_type() == type && gc[i].is_contiguous(), "gc_block[", i,
+                      "]: expected a contiguous tensor of the sums' dtype (float32, or float64 for float64 features)");
+    }
   }
 }
 
@@ -89,9 +125,9 @@ inline void check_forward(const Tensors& student, const Tensors& teacher, const 
   const ScalarType type = accumulator(student);
   STD_TORCH_CHECK((teacher[0].scalar_type() == ScalarType::Double) == (type == ScalarType::Double),
                   "expected float64 student and teacher features together");
-  STD_TORCH_CHECK(gc.empty() || gc.size() == student.size() * kGcBlockSize, "gc_block: expected ",
-                  student.size() * kGcBlockSize, " tensors or none, got ", gc.size());
-  STD_TORCH_CHECK(weights.size() == student.size() * 4, "weights: expected ", student.size() * 4, ", got ",
+  STD_TORCH_CHECK(gc.empty() || gc.size() == student.size() * kGcTensors, "gc_block: expected ",
+                  student.size() * kGcTensors, " tensors or none, got ", gc.size());
+  STD_TORCH_CHECK(weights.size() == student.size() * kTerms, "weights: expected ", student.size() * kTerms, ", got ",
                   weights.size());
   for (size_t level = 0; level < student.size(); ++level) {
     check_feature(student[level], student[0], student[level], "student", level);
@@ -110,6 +146,18 @@ inline void check_forward(const Tensors& student, const Tensors& teacher, const 
                   "image_sizes: expected a contiguous float32 tensor (", images, ", 2)");
   for (const Tensor* t : {&boxes, &offsets, &sizes})
     STD_TORCH_CHECK(t->device() == student[0].device(), "boxes: expected the features' device");
+}
+
+// What a backward pass gets beside the forward's arguments; the sizes are those of what the forward pass saved.
+inline void check_backward(const Tensor& upstream, const Tensor& maps, const Tensor& stats, const Tensors& student,
+                           int64_t maps_size, int64_t stats_size) {
+  for (const Tensor* t : {&upstream, &maps, &stats})
+    STD_TORCH_CHECK(
+        t->scalar_type() == accumulator(student) && t->is_contiguous() && t->device() == student[0].device(),
+        "grads, maps, stats: expected the forward's dtype and device");
+  STD_TORCH_CHECK(upstream.numel() == kTerms, "grads: expected ", int{kTerms}, " numbers, got ", upstream.numel());
+  STD_TORCH_CHECK(maps.numel() == maps_size && stats.numel() == stats_size,
+                  "maps, stats: expected what forward saved for these features");
 }
 
 }  // namespace fgd

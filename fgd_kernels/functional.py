@@ -10,12 +10,13 @@ from torch import Tensor
 from . import ops
 from .boxes import PackedBoxes, check_packed, doubtful_frame, pack_boxes
 from .errors import FGDTypeError, FGDValueError
-from .reference import GC_BLOCK_SIZE
+from .reference import GC_BLOCK_SIZE, GcBlockPair
 from .shared import MAX_CHANNELS
 
 LOSS_NAMES = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
 ATTENTIONS = ("both", "spatial", "channel", "none")
 
+_HIDDEN_BIASES = tuple(GcBlockPair._fields.index(name) for name in ("b1_s", "b1_t"))
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -49,7 +50,7 @@ def fgd_loss(
         image_sizes: one (height, width) an image, in the same pixels: the frame that the whole feature map covers,
             which is the padded batch size. None if the boxes are packed.
         gc_block: the GcBlock parameters of the student and the teacher, 16 tensors a level, in the order given in
-            `reference.gc_block_pair`; FGDLoss holds them. Empty: no global term (the paper's table 4).
+            `reference.GcBlockPair`; FGDLoss holds them. Empty: no global term (the paper's table 4).
         alpha, beta, gamma, lambda_: weights of foreground, background, attention and global term; the default is
             the paper's for one-stage detectors with anchors.
         temperature: T of (7) and (8), > 0.
@@ -228,7 +229,8 @@ def _gc_block_shapes(channels: int, found: Sequence[torch.Size]) -> list[tuple[i
     """What a level's 16 shapes have to be; the hidden channels are free, one number for each of its two GcBlocks."""
     mask = [(1, channels, 1, 1), (1,)]
     shapes = [*mask, *mask]
-    for biases in (found[5], found[11]):
+    for index in _HIDDEN_BIASES:
+        biases = found[index]
         hidden = biases[0] if biases else 1
         shapes += [(hidden, channels, 1, 1), (hidden,), (hidden, 1, 1), (hidden, 1, 1)]
         shapes += [(channels, hidden, 1, 1), (channels,)]

@@ -73,7 +73,7 @@ class FGDLevel(nn.Module):
         return features if self.align is None else self.align(features)
 
     def gc_block(self) -> list[Tensor]:
-        """The 16 tensors of both GcBlocks, in the order of `reference.gc_block_pair`."""
+        """The 16 tensors of both GcBlocks, in the order of `reference.GcBlockPair`."""
         # Looked up in the modules' own dictionaries: by attribute, five levels take as long as a small kernel.
         own = cast(dict[str, nn.Module], self._modules)
         s, t = (cast(dict[str, nn.Module], own[f"channel_add_conv_{net}"]._modules) for net in "st")

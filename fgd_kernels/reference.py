@@ -13,12 +13,56 @@ features are computed in float32, as the kernels do it. This file imports nothin
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GC_BLOCK_SIZE = 16  # tensors that one level's pair of GcBlocks has: see `gc_block_pair`
+
+class GcTransform(NamedTuple):
+    """The transform of one GcBlock, W_v1, LayerNorm and W_v2 of (12), with the biases of the published convolutions."""
+
+    w1: Tensor  # (K, C, 1, 1)
+    b1: Tensor  # (K,)
+    ln_weight: Tensor  # (K, 1, 1)
+    ln_bias: Tensor  # (K, 1, 1)
+    w2: Tensor  # (C, K, 1, 1)
+    b2: Tensor  # (C,)
+
+
+class GcBlockPair(NamedTuple):
+    """One level's two GcBlocks, the student's and the teacher's: its tensors in the published state dict's order."""
+
+    key_s: Tensor  # conv_mask_s.weight (1, C, 1, 1): W_k of (12)
+    key_bias_s: Tensor  # conv_mask_s.bias (1,): b_k
+    key_t: Tensor  # conv_mask_t, likewise
+    key_bias_t: Tensor
+    w1_s: Tensor  # channel_add_conv_s.0.weight, and so on: see GcTransform
+    b1_s: Tensor  # channel_add_conv_s.0.bias
+    ln_weight_s: Tensor  # channel_add_conv_s.1.weight
+    ln_bias_s: Tensor  # channel_add_conv_s.1.bias
+    w2_s: Tensor  # channel_add_conv_s.3.weight
+    b2_s: Tensor  # channel_add_conv_s.3.bias
+    w1_t: Tensor  # channel_add_conv_t, likewise
+    b1_t: Tensor
+    ln_weight_t: Tensor
+    ln_bias_t: Tensor
+    w2_t: Tensor
+    b2_t: Tensor
+
+    @property
+    def transform_s(self) -> GcTransform:
+        """The student's transform."""
+        return GcTransform(self.w1_s, self.b1_s, self.ln_weight_s, self.ln_bias_s, self.w2_s, self.b2_s)
+
+    @property
+    def transform_t(self) -> GcTransform:
+        """The teacher's transform."""
+        return GcTransform(self.w1_t, self.b1_t, self.ln_weight_t, self.ln_bias_t, self.w2_t, self.b2_t)
+
+
+GC_BLOCK_SIZE = len(GcBlockPair._fields)
 
 
 def spatial_activation(features: Tensor) -> Tensor:
@@ -116,24 +160,21 @@ def gc_context(features: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> Tens
     return average + torch.einsum("nchw,nhw->nc", features - average[:, :, None, None], weights)
 
 
-def gc_transform(context: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def gc_transform(context: Tensor, p: GcTransform) -> Tensor:
     """W_v2·ReLU(LN(W_v1·context)) of (12), with the biases of the published convolutions; (N, C) to (N, C)."""
-    w1, b1, ln_weight, ln_bias, w2, b2 = parameters
-    hidden = F.linear(context, w1.flatten(1), b1)
-    hidden = F.layer_norm(hidden, hidden.shape[1:], ln_weight.flatten(), ln_bias.flatten())
-    return F.linear(F.relu(hidden), w2.flatten(1), b2)
+    hidden = F.linear(context, p.w1.flatten(1), p.b1)
+    hidden = F.layer_norm(hidden, hidden.shape[1:], p.ln_weight.flatten(), p.ln_bias.flatten())
+    return F.linear(F.relu(hidden), p.w2.flatten(1), p.b2)
 
 
 def gc_block_pair(student: Tensor, teacher: Tensor, gc_block: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """What the student's and the teacher's GcBlock add to every pixel of their features; two (N, C).
 
-    `gc_block` has the level's 16 tensors in the order of the published state dict: conv_mask_s.weight (1, C, 1, 1)
-    and .bias (1,), the same of conv_mask_t, then of channel_add_conv_s: 0.weight (K, C, 1, 1), 0.bias (K,),
-    1.weight and 1.bias (K, 1, 1), 3.weight (C, K, 1, 1), 3.bias (C,), and the same of channel_add_conv_t.
+    `gc_block` has the level's 16 tensors in the order of `GcBlockPair`.
     """
-    p = [tensor.to(student.dtype) for tensor in gc_block]
-    added_s = gc_transform(gc_context(student, p[0], p[1]), p[4:10])
-    added_t = gc_transform(gc_context(teacher, p[2], p[3]), p[10:16])
+    p = GcBlockPair(*(tensor.to(student.dtype) for tensor in gc_block))
+    added_s = gc_transform(gc_context(student, p.key_s, p.key_bias_s), p.transform_s)
+    added_t = gc_transform(gc_context(teacher, p.key_t, p.key_bias_t), p.transform_t)
     return added_s, added_t
 
 

@@ -16,20 +16,21 @@ struct ContextGrads {
 };
 
 template <class A>
-static A upstream(const Pyramid& p, const A* grads, int level, Term term) {
-  return static_cast<A>(grads[term] * p.weights[level * kTerms + term] / p.images);
+static A weighted(const Pyramid& p, const A* upstream, int level, Term term) {
+  return static_cast<A>(upstream[term] * p.weights[level * kTerms + term] / p.images);
 }
 
 template <class A>
 static GcTransformGrads<A> transform_grads(const std::vector<void*>& gc_block, int level, int net) {
   if (gc_block.empty()) return {};
-  void* const* t = &gc_block[level * kGcTensors + (net ? 10 : 4)];
-  auto at = [&](int i) { return static_cast<A*>(t[i]); };
-  return {at(0), at(1), at(2), at(3), at(4), at(5)};
+  auto at = [&](GcTensor of_student) {
+    return static_cast<A*>(gc_block[level * kGcTensors + gc_tensor(net, of_student)]);
+  };
+  return {at(kGcW1S), at(kGcB1S), at(kGcLnWeightS), at(kGcLnBiasS), at(kGcW2S), at(kGcB2S)};
 }
 
 template <class A>
-static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, const A* grads, const A* stats,
+static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, const A* upstream, const A* stats,
                                      const std::vector<void*>& gc_block) {
   const int levels = static_cast<int>(p.levels.size());
   ContextGrads<A> out{int64_t{p.images} * largest_channels(p), {}};
@@ -42,7 +43,7 @@ static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, cons
     const int level = static_cast<int>(task / 2), net = task % 2, C = p.levels[level].channels;
     const A* level_stats = stats + p.stats_offset(level, 0);
     const A* context = level_stats + (net ? kStatContextT : kStatContextS) * C;
-    const A factor = (net ? -1 : 1) * upstream(p, grads, level, kGlobal);
+    const A factor = (net ? -1 : 1) * weighted(p, upstream, level, kGlobal);
     A *grad_added = static_cast<A*>(scratch), *grad_context = &out.grads[task * out.stride];
     for (int n = 0; n < p.images; ++n)
       for (int c = 0; c < C; ++c)
@@ -54,7 +55,7 @@ static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, cons
 }
 
 template <class A>
-static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, const A* grads, const A* maps,
+static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, const A* upstream, const A* maps,
                                        const A* stats, const ContextGrads<A>& contexts, const std::vector<A>& zeros) {
   const LevelFeatures& level = p.levels[task.level];
   const int first = task.chunk * kMaxChunkPixels, C = level.channels;
@@ -68,14 +69,14 @@ static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, 
   chunk.pixels = std::min(kMaxChunkPixels, level.pixels() - first);
   for (int k = 0; k < kMaps; ++k)
     chunk.maps[k] = maps + p.maps_offset(task.level, task.image) + int64_t{k} * level.pixels() + first;
-  chunk.grad_fg = upstream(p, grads, task.level, kFg);
-  chunk.grad_bg = upstream(p, grads, task.level, kBg);
-  chunk.grad_attention = upstream(p, grads, task.level, kAttention);
-  chunk.grad_global = p.gc_block.empty() ? A{0} : upstream(p, grads, task.level, kGlobal);
+  chunk.grad_fg = weighted(p, upstream, task.level, kFg);
+  chunk.grad_bg = weighted(p, upstream, task.level, kBg);
+  chunk.grad_attention = weighted(p, upstream, task.level, kAttention);
+  chunk.grad_global = p.gc_block.empty() ? A{0} : weighted(p, upstream, task.level, kGlobal);
   chunk.attention = image_stats + kStatAttention * C;
   chunk.attention_grad = image_stats + kStatAttentionGrad * C;
   chunk.shift = p.gc_block.empty() ? zeros.data() : image_stats + kStatShift * C;
-  chunk.key_s = gc_key<A>(p, task.level, false, zeros);
+  chunk.key_s = gc_key<A>(p, task.level, 0, zeros);
   chunk.context_s = p.gc_block.empty() ? zeros.data() : image_stats + kStatContextS * C;
   chunk.context_t = p.gc_block.empty() ? zeros.data() : image_stats + kStatContextT * C;
   chunk.context_grad_s = contexts.grad(task.level, 0, task.image, C);
@@ -104,8 +105,8 @@ static void point_gradient(const Pyramid& p, const ChunkTask& task, const std::v
   chunk.stream = int64_t{level.channels} * level.pixels() * p.images * size > kStreamBytes;
 }
 
-// ∂L/∂Wk = Σ w·F - ctx·Σ w: the chunks' parts, in order. ∂L/∂bk is 0, because a shift of all logits changes no softmax;
-// or NaN, where a factor is not finite. parts: [tasks][2][stride], C sums of w·F and one of w.
+// ∂L/∂Wk = Σ f·F - ctx·Σ f: the chunks' parts, in order. ∂L/∂bk is 0, because a shift of all logits changes no softmax;
+// or NaN, where a factor is not finite. parts: [tasks][2][stride], C sums of f·F and one of f.
 template <class A>
 static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks, const A* stats,
                           const std::vector<A>& parts, int stride, const std::vector<void*>& gc_block) {
@@ -122,19 +123,20 @@ static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks,
     }
     if (i + 1 < tasks.size() && tasks[i + 1].level == level) continue;
     for (int net = 0; net < 2; ++net) {
-      A* weight = static_cast<A*>(gc_block[level * kGcTensors + 2 * net]);
+      void* const* of_level = &gc_block[level * kGcTensors];
+      A* weight = static_cast<A*>(of_level[gc_tensor(net, kGcKeyS)]);
       for (int c = 0; c < C; ++c) weight[c] = static_cast<A>(sum[net * stride + c]);
-      *static_cast<A*>(gc_block[level * kGcTensors + 2 * net + 1]) = static_cast<A>(0 * sum[net * stride + C]);
+      *static_cast<A*>(of_level[gc_tensor(net, kGcKeyBiasS)]) = static_cast<A>(0 * sum[net * stride + C]);
     }
     std::fill(sum.begin(), sum.end(), 0.);
   }
 }
 
 template <class A>
-void backward(const Pyramid& p, const Executor& run, const A* grads, const A* maps, const A* stats,
+void backward(const Pyramid& p, const Executor& run, const A* upstream, const A* maps, const A* stats,
               const std::vector<LevelGradient>& student, const std::vector<void*>& gc_block) {
   const int C = largest_channels(p);
-  const ContextGrads<A> contexts = context_grads(p, run, grads, stats, gc_block);
+  const ContextGrads<A> contexts = context_grads(p, run, upstream, stats, gc_block);
   const std::vector<ChunkTask> tasks = chunk_tasks(p);
   const std::vector<A> zeros(C);
   const int stride = C + 1;  // of a chunk's key gradients
@@ -142,7 +144,7 @@ void backward(const Pyramid& p, const Executor& run, const A* grads, const A* ma
   // A multiple of 64 bytes: the kernel's scratch lies behind it.
   const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, (C + 16 + 7) / 8 * 8);
   run(tasks.size(), discard + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
-    BackwardChunk<A> chunk = backward_chunk(p, tasks[i], grads, maps, stats, contexts, zeros);
+    BackwardChunk<A> chunk = backward_chunk(p, tasks[i], upstream, maps, stats, contexts, zeros);
     point_gradient(p, tasks[i], student, scratch, chunk);
     if (!gc_block.empty()) {
       chunk.key_grad_s = &key_grads[i * 2 * stride];

@@ -4,13 +4,13 @@
 //              + 2·g_gl·(d + r[c])                                                           global loss, direct
 //              + g_at·sign(s)·( h_S[p] + h_C[c] )                                            attention loss
 //              + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
-//   ∂L/∂Wk_s[c] = Σp w[p]·(s[c,p] - ctx[c]),  w = q·(u - ū),  and the same of the teacher
+//   ∂L/∂Wk_s[c] = Σp f[p]·(s[c,p] - ctx[c]),  f = q·(u - ū),  and the same of the teacher
 //
 // where h_S and h_C are what the forward pass saved. Per tile: first u, from memory; then the gradient, from cache.
 //
 // Where few pixels hold all the weight, their s is ctx, their u is ū, and what is left of u - ū is rounding. Two things
 // keep that out of ∂L/∂Wk: ū is ctx projected by the very operations that project a pixel, so that a pixel which equals
-// ctx gets w = 0; and ctx is subtracted from s, in the sum: Σ w·s - ctx·Σ w, of the very same w.
+// ctx gets f = 0; and ctx is subtracted from s, in the sum: Σ f·s - ctx·Σ f, of the very same f.
 #pragma once
 
 #include "tile.h"
@@ -24,7 +24,7 @@ struct BackwardScratch {
   A* context;               // [kMaxTilePixels]: q of the student, 0 past the end of the tile
   Vec<A>* key_grads;        // [C][2], or as the layout wants it
   A mean_s, mean_t;         // ū
-  Vec<A> sum_s{}, sum_t{};  // of w = q·(u - ū)
+  Vec<A> sum_s{}, sum_t{};  // of f = q·(u - ū)
   BackwardScratch(void* memory, int channels) {
     A* at = static_cast<A*>(memory);
     A** const maps[] = {&u_s, &u_t, &feature, &sign, &context};
@@ -57,14 +57,14 @@ inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, Ba
     const Vec<A> q_s = lanes.load(k.maps[kMapContextS] + p), q_t = lanes.load(k.maps[kMapContextT] + p);
     store<A>(work.feature + j, focal * select<A>((Bits<A>)(focal > 0), broadcast(fg), broadcast(bg)));
     const Vec<A> sign = k.grad_attention * lanes.load(k.maps[kMapAttention] + p);
-    const Vec<A> w_s = q_s * (lanes.load(work.u_s + j) - work.mean_s);
-    const Vec<A> w_t = q_t * (lanes.load(work.u_t + j) - work.mean_t);
+    const Vec<A> f_s = q_s * (lanes.load(work.u_s + j) - work.mean_s);
+    const Vec<A> f_t = q_t * (lanes.load(work.u_t + j) - work.mean_t);
     store<A>(work.sign + j, sign);
     store<A>(work.context + j, q_s + 0 * sign);
-    store<A>(work.u_s + j, w_s);
-    store<A>(work.u_t + j, w_t);
-    work.sum_s += w_s;
-    work.sum_t += w_t;
+    store<A>(work.u_s + j, f_s);
+    store<A>(work.u_t + j, f_t);
+    work.sum_s += f_s;
+    work.sum_t += f_t;
   });
 }
 

@@ -15,8 +15,6 @@
 
 namespace fgd::cpu {
 
-enum Layout : int { kPixelsDense, kChannelsDense, kLayouts };  // NCHW, channels_last
-
 constexpr int kMaxChunkPixels = 2048;
 constexpr int kMaxTilePixels = 512;
 constexpr int kMinTilePixels = 32;
@@ -58,7 +56,7 @@ struct BackwardChunk {
   const A* key_s;                            // Wk_s
   const A *context_s, *context_t;            // ctx of student and teacher
   const A *context_grad_s, *context_grad_t;  // g_ctx
-  // Results: [C] Σp w·s, w = q·(u - ū), then Σp w; and the same of the teacher. Null if the GcBlocks are frozen.
+  // Results: [C] Σp f·s, f = q·(u - ū), then Σp f; and the same of the teacher. Null if the GcBlocks are frozen.
   A *key_grad_s, *key_grad_t;
 };
 

@@ -38,8 +38,8 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
   chunk.teacher = {offset(level.teacher, t, element_size(p.teacher_type)), level.teacher_channel, level.teacher_pixel};
   chunk.channels = level.channels;
   chunk.pixels = pixels;
-  chunk.key_s = gc_key<A>(p, task.level, false, zeros);
-  chunk.key_t = gc_key<A>(p, task.level, true, zeros);
+  chunk.key_s = gc_key<A>(p, task.level, 0, zeros);
+  chunk.key_t = gc_key<A>(p, task.level, 1, zeros);
   chunk.inverse_ct = static_cast<A>(1 / (level.channels * p.spatial_temperature));
   chunk.mask = mask;
   for (int q = 0; q < kSoftmaxes; ++q)

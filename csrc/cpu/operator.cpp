@@ -15,28 +15,20 @@
 
 namespace fgd::cpu {
 
-// Strides of channels and pixels; of a dimension with one element any will do.
-static int64_t channel_stride(const Tensor& t, Layout layout) { return layout == kPixelsDense ? t.stride(1) : 1; }
-static int64_t pixel_stride(const Tensor& t, Layout layout) {
-  return layout == kPixelsDense ? 1 : t.size(3) > 1 ? t.stride(3) : t.stride(2);
-}
-
-static LevelFeatures level_of(const Tensor& s, const Tensor& t, size_t level) {
-  const bool pixels = pixels_dense(s) && pixels_dense(t);
-  STD_TORCH_CHECK(pixels || (channels_dense(s) && channels_dense(t)), "level ", level,
-                  ": expected student and teacher both contiguous or both channels_last");
-  const Layout layout = pixels ? kPixelsDense : kChannelsDense;
-  return {s.const_data_ptr(),
-          t.const_data_ptr(),
-          s.stride(0),
-          t.stride(0),
-          channel_stride(s, layout),
-          pixel_stride(s, layout),
-          channel_stride(t, layout),
-          pixel_stride(t, layout),
-          static_cast<int>(s.size(1)),
-          static_cast<int>(s.size(2)),
-          static_cast<int>(s.size(3)),
+static LevelFeatures level_of(const Tensor& student, const Tensor& teacher, size_t level) {
+  const Layout layout = layout_of(student, teacher, level);
+  const Strides s = strides_of(student, layout), t = strides_of(teacher, layout);
+  return {student.const_data_ptr(),
+          teacher.const_data_ptr(),
+          s.image,
+          t.image,
+          s.channel,
+          s.pixel,
+          t.channel,
+          t.pixel,
+          static_cast<int>(student.size(1)),
+          static_cast<int>(student.size(2)),
+          static_cast<int>(student.size(3)),
           layout};
 }
 
@@ -64,8 +56,7 @@ static Pyramid pyramid_of(const Tensors& student, const Tensors& teacher, const 
   p.image_sizes = static_cast<const float*>(sizes.const_data_ptr());
   for (const Tensor& t : gc) p.gc_block.push_back(t.const_data_ptr());
   for (size_t level = 0; !gc.empty() && level < student.size(); ++level)
-    for (int net = 0; net < 2; ++net)
-      p.gc_hidden.push_back(static_cast<int>(gc[level * kGcTensors + 5 + 6 * net].numel()));
+    for (int net = 0; net < kGcNets; ++net) p.gc_hidden.push_back(gc_hidden(gc, level, net));
   p.weights = weights;
   p.spatial_temperature = spatial;
   p.channel_temperature = channel;
@@ -84,10 +75,6 @@ static void run(int64_t count, size_t scratch_bytes, const Task& task) {
   });
 }
 
-static int64_t total(const Pyramid& p, int64_t (Pyramid::*offset)(int, int) const, int64_t last_size) {
-  return p.images == 0 ? 0 : (p.*offset)(static_cast<int>(p.levels.size()) - 1, p.images - 1) + last_size;
-}
-
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class A>
@@ -95,10 +82,7 @@ static ForwardResult run_forward(const Pyramid& p, const Tensors& student) {
   const ScalarType type = accumulator(student);
   const int64_t levels = static_cast<int64_t>(p.levels.size());
   auto empty = [&](std::vector<int64_t> shape) { return torch::stable::new_empty(student[0], shape, type); };
-  const LevelFeatures& last = p.levels.back();
-  Tensor terms = empty({levels, kTerms}),
-         maps = empty({total(p, &Pyramid::maps_offset, int64_t{kMaps} * last.pixels())});
-  Tensor stats = empty({total(p, &Pyramid::stats_offset, int64_t{kStats} * last.channels)});
+  Tensor terms = empty({levels, kTerms}), maps = empty({p.maps_size()}), stats = empty({p.stats_size()});
   A* values = static_cast<A*>(terms.mutable_data_ptr());
   forward<A>(p, run, values, static_cast<A*>(maps.mutable_data_ptr()), static_cast<A*>(stats.mutable_data_ptr()));
   Tensor sums[kTerms] = {empty({}), empty({}), empty({}), empty({})};
@@ -133,33 +117,25 @@ static void use_large_pages(void* data, int64_t bytes) {
 #endif
 }
 
-static LevelGradient gradient_of(const Tensor& grad, const LevelFeatures& level, DType type) {
-  STD_TORCH_CHECK(level.layout == kPixelsDense ? pixels_dense(grad) : channels_dense(grad),
-                  "student: expected strides that its gradient can have");
+static LevelGradient gradient_of(const Tensor& grad, const Pyramid& p, size_t level) {
+  const Strides strides = gradient_strides(grad, p.levels[level].layout, level);
   void* data = grad.mutable_data_ptr();
-  use_large_pages(data, grad.numel() * element_size(type));
-  return {data, grad.stride(0), channel_stride(grad, level.layout), pixel_stride(grad, level.layout)};
+  use_large_pages(data, grad.numel() * element_size(p.student_type));
+  return {data, strides.image, strides.channel, strides.pixel};
 }
 
-static std::tuple<Tensors, Tensors> backward_op(Tensor grads, Tensors student, Tensors teacher, Tensor boxes,
+static std::tuple<Tensors, Tensors> backward_op(Tensor upstream, Tensors student, Tensors teacher, Tensor boxes,
                                                 Tensor offsets, Tensor sizes, Tensors gc, std::vector<double> weights,
                                                 double spatial, double channel, Tensor maps, Tensor stats,
                                                 bool need_student, bool need_gc) {
   const Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
-  const ScalarType type = accumulator(student);
-  const LevelFeatures& last = p.levels.back();
-  for (const Tensor* t : {&grads, &maps, &stats})
-    STD_TORCH_CHECK(t->scalar_type() == type && t->is_contiguous(), "grads, maps, stats: expected the forward's dtype");
-  STD_TORCH_CHECK(grads.numel() == kTerms, "grads: expected 4 numbers, got ", grads.numel());
-  STD_TORCH_CHECK(maps.numel() == total(p, &Pyramid::maps_offset, int64_t{kMaps} * last.pixels()) &&
-                      stats.numel() == total(p, &Pyramid::stats_offset, int64_t{kStats} * last.channels),
-                  "maps, stats: expected what forward saved for these features");
+  check_backward(upstream, maps, stats, student, p.maps_size(), p.stats_size());
   Tensors grad_student, grad_gc;
   std::vector<LevelGradient> student_out;
   std::vector<void*> gc_out;
   for (size_t level = 0; need_student && level < student.size(); ++level) {
     grad_student.push_back(torch::stable::empty_like(student[level]));
-    student_out.push_back(gradient_of(grad_student.back(), p.levels[level], p.student_type));
+    student_out.push_back(gradient_of(grad_student.back(), p, level));
   }
   for (size_t i = 0; need_gc && i < gc.size(); ++i) {
     grad_gc.push_back(torch::stable::empty_like(gc[i]));
@@ -167,8 +143,8 @@ static std::tuple<Tensors, Tensors> backward_op(Tensor grads, Tensors student, T
     gc_out.push_back(grad_gc.back().mutable_data_ptr());
   }
   if (p.images > 0) {
-    const void* m[] = {grads.const_data_ptr(), maps.const_data_ptr(), stats.const_data_ptr()};
-    if (type == ScalarType::Double)
+    const void* m[] = {upstream.const_data_ptr(), maps.const_data_ptr(), stats.const_data_ptr()};
+    if (p.student_type == kFloat64)
       backward<double>(p, run, static_cast<const double*>(m[0]), static_cast<const double*>(m[1]),
                        static_cast<const double*>(m[2]), student_out, gc_out);
     else

@@ -16,6 +16,18 @@ int64_t Pyramid::stats_offset(int level, int image) const {
   return kStats * (channels * images + int64_t{image} * levels[level].channels);
 }
 
+int64_t Pyramid::maps_size() const {
+  int64_t pixels = 0;
+  for (const LevelFeatures& level : levels) pixels += level.pixels();
+  return kMaps * images * pixels;
+}
+
+int64_t Pyramid::stats_size() const {
+  int64_t channels = 0;
+  for (const LevelFeatures& level : levels) channels += level.channels;
+  return kStats * images * channels;
+}
+
 std::vector<ChunkTask> chunk_tasks(const Pyramid& pyramid) {
   std::vector<ChunkTask> tasks;
   for (int level = 0; level < static_cast<int>(pyramid.levels.size()); ++level)

@@ -1,5 +1,5 @@
 // The loss of a whole pyramid on the CPU: what goes in, what comes out, and the cut into independent tasks.
-// Nothing here knows PyTorch; bindings.cpp and the C++ tests call it alike.
+// Nothing here knows PyTorch; operator.cpp and the C++ tests call it alike.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "chunk.h"
+#include "fgd/gc_block.h"
 
 namespace fgd::cpu {
 
@@ -21,10 +22,6 @@ struct LevelFeatures {
   int chunks() const { return (pixels() + kMaxChunkPixels - 1) / kMaxChunkPixels; }
 };
 
-// One level's GcBlock tensors in the order of the published state dict: conv_mask_s.weight and .bias, conv_mask_t's,
-// then six of channel_add_conv_s and six of channel_add_conv_t (0, 1 and 3: weight, bias).
-constexpr int kGcTensors = 16;
-
 struct Pyramid {
   int images;
   DType student_type, teacher_type;
@@ -33,13 +30,16 @@ struct Pyramid {
   const int32_t* box_offsets;         // [N + 1]
   const float* image_sizes;           // [N][2]
   std::vector<const void*> gc_block;  // [levels][kGcTensors], or empty
-  std::vector<int> gc_hidden;         // [levels][2], or empty
+  std::vector<int> gc_hidden;         // [levels][kGcNets], or empty
   std::vector<double> weights;        // [levels][kTerms]
   double spatial_temperature, channel_temperature;
 
   // Where image n of level l begins in the saved buffers.
   int64_t maps_offset(int level, int image) const;
   int64_t stats_offset(int level, int image) const;
+  // Numbers in them.
+  int64_t maps_size() const;
+  int64_t stats_size() const;
 };
 
 // Runs task(i, scratch) for every i < count, on as many threads as it likes; each has its own scratch memory.
@@ -55,9 +55,10 @@ struct LevelGradient {
   int64_t image, channel, pixel;
 };
 
-// grads: [kTerms], upstream. student: one a level, or empty. gc_block: [levels][kGcTensors] of A*, or empty.
+// upstream: [kTerms] gradients of the four sums. student: one a level, or empty. gc_block: [levels][kGcTensors] of A*,
+// or empty.
 template <class A>
-void backward(const Pyramid& pyramid, const Executor& run, const A* grads, const A* maps, const A* stats,
+void backward(const Pyramid& pyramid, const Executor& run, const A* upstream, const A* maps, const A* stats,
               const std::vector<LevelGradient>& student, const std::vector<void*>& gc_block);
 
 // The tasks of a pass: every chunk of every image of every level.
@@ -76,17 +77,26 @@ template <class A>
 const ImageKernels<A>& image_kernels();
 
 template <class A>
-GcTransform<A> gc_transform(const Pyramid& p, int level, bool teacher) {
-  const void* const* t = &p.gc_block[level * kGcTensors + (teacher ? 10 : 4)];
-  auto at = [&](int i) { return static_cast<const A*>(t[i]); };
-  return {p.images, p.levels[level].channels, p.gc_hidden[2 * level + teacher], at(0), at(1), at(2), at(3), at(4),
-          at(5)};
+GcTransform<A> gc_transform(const Pyramid& p, int level, int net) {
+  auto at = [&](GcTensor of_student) {
+    return static_cast<const A*>(p.gc_block[level * kGcTensors + gc_tensor(net, of_student)]);
+  };
+  return {p.images,
+          p.levels[level].channels,
+          p.gc_hidden[kGcNets * level + net],
+          at(kGcW1S),
+          at(kGcB1S),
+          at(kGcLnWeightS),
+          at(kGcLnBiasS),
+          at(kGcW2S),
+          at(kGcB2S)};
 }
 
 // A pointer to Wk, or to zeros where there is no GcBlock.
 template <class A>
-const A* gc_key(const Pyramid& p, int level, bool teacher, const std::vector<A>& zeros) {
-  return p.gc_block.empty() ? zeros.data() : static_cast<const A*>(p.gc_block[level * kGcTensors + (teacher ? 2 : 0)]);
+const A* gc_key(const Pyramid& p, int level, int net, const std::vector<A>& zeros) {
+  return p.gc_block.empty() ? zeros.data()
+                            : static_cast<const A*>(p.gc_block[level * kGcTensors + gc_tensor(net, kGcKeyS)]);
 }
 
 int largest_channels(const Pyramid& pyramid);

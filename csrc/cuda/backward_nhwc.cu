@@ -117,7 +117,7 @@ FGD_DEVICE void write_gradient(const Step<T>& step, const ChannelFactors<float> 
 
 // Warp after warp adds its sums.
 template <class T>
-FGD_DEVICE void write_key_parts(const float (&key)[2][kChannels], int channels, float (&sum)[2][kMaxChannels],
+FGD_DEVICE void write_key_parts(const float (&key)[2][kChannels], int channels, float (&sum)[2][kFastChannels],
                                 float* out) {
   __syncthreads();  // `sum` served another purpose, and warps come here one by one
   for (int w = 0; w < kWarps; ++w) {
@@ -155,7 +155,7 @@ FGD_DEVICE void write_key_numbers(const LaneRole<T>& role, const KeySum<float>& 
 template <class T>
 FGD_DEVICE void backward(const PyramidParams& p) {
   __shared__ __align__(16) WarpFactors<T> factors[kWarps];
-  __shared__ float key_sums[2][kMaxChannels];
+  __shared__ float key_sums[2][kFastChannels];
   const Chunk chunk = chunk_of_block(p);
   const Level& level = p.levels[chunk.level];
   const Image<T> image(level, chunk.image);

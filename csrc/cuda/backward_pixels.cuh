@@ -41,8 +41,8 @@ template <class A>
 struct Upstream {
   A fg, bg, attention, direct;  // 2·g_fg, -2·g_bg, g_at, 2·g_gl
   FGD_DEVICE Upstream(const PyramidParams& p, const Level& level) {
-    const A* grads = static_cast<const A*>(p.grads);
-    auto at = [&](int term) { return static_cast<A>(grads[term] * level.weights[term]); };
+    const A* upstream = static_cast<const A*>(p.upstream);
+    auto at = [&](int term) { return static_cast<A>(upstream[term] * level.weights[term]); };
     fg = 2 * at(kFg);
     bg = -2 * at(kBg);
     attention = at(kAttention);

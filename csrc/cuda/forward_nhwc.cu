@@ -120,7 +120,7 @@ FGD_DEVICE void add_channel_sums(const Step<T>& step, const WarpWeights<T>& weig
 }
 
 struct BlockSums {  // in shared memory
-  float sum[kSums][kMaxChannels];
+  float sum[kSums][kFastChannels];
   float maximum[kWarps][kSoftmaxes], normaliser[kWarps][kSoftmaxes];
   int background[kWarps];
 };

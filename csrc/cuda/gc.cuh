@@ -1,6 +1,6 @@
 // The GcBlock's transform (12),  v = W2·relu(LN(W1·ctx + b1)·γ + β) + b2,  C channels and K hidden ones: what its
-// kernels share. A pair is two nets, 0 the student's and 1 the teacher's; its tensors are as in
-// reference.gc_block_pair.
+// kernels share. A pair is two nets, 0 the student's and 1 the teacher's; its tensors are those
+// of fgd/gc_block.h.
 #pragma once
 
 #include "device.cuh"
@@ -18,8 +18,8 @@ struct Net {
 
   FGD_DEVICE Net(const GcParams& p, const GcLevel& level, int net)
       : channels(level.channels), hidden(net ? level.hidden[1] : level.hidden[0]), images(p.images), net(net) {
-    auto at = [&](int i) { return static_cast<const A*>(level.tensors[(net ? 10 : 4) + i]); };
-    w1 = at(0), b1 = at(1), gamma = at(2), beta = at(3), w2 = at(4), b2 = at(5);
+    auto at = [&](GcTensor of_student) { return static_cast<const A*>(level.tensors[gc_tensor(net, of_student)]); };
+    w1 = at(kGcW1S), b1 = at(kGcB1S), gamma = at(kGcLnWeightS), beta = at(kGcLnBiasS), w2 = at(kGcW2S), b2 = at(kGcB2S);
     context = static_cast<const A*>(level.stats) + (net ? kStatContextT : kStatContextS) * channels;
     hidden_sums = static_cast<A*>(net ? level.hidden_sums[1] : level.hidden_sums[0]);
     active_grad = static_cast<A*>(net ? level.active_grad[1] : level.active_grad[0]);
@@ -87,7 +87,7 @@ struct AddedGrad {
   A factor;
   FGD_DEVICE AddedGrad(const GcParams& p, const GcLevel& level, int net)
       : shift_grad(static_cast<const A*>(level.stats) + kStatShiftGrad * level.channels), channels(level.channels) {
-    factor = static_cast<A>(static_cast<const A*>(p.grads)[kGlobal] * (net ? -level.weight : level.weight));
+    factor = static_cast<A>(static_cast<const A*>(p.upstream)[kGlobal] * (net ? -level.weight : level.weight));
   }
   FGD_DEVICE A operator()(int n, int c) const { return factor * shift_grad[int64_t{n} * kStats * channels + c]; }
 };

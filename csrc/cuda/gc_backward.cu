@@ -141,8 +141,9 @@ FGD_DEVICE void write_w2_grad(const Net<A>& net, const AddedGrad<A>& grad, int64
   out[element] = sum;
 }
 
-template <class A>
-FGD_DEVICE void write_vector_grads(const Net<A>& net, const AddedGrad<A>& grad, int i, void* const* out) {
+// out(tensor): where a gradient of this net goes, by the student's tensor of its kind.
+template <class A, class Out>
+FGD_DEVICE void write_vector_grads(const Net<A>& net, const AddedGrad<A>& grad, int i, const Out& out) {
   if (i < net.hidden) {
     A bias = 0, gamma = 0, beta = 0;
     for (int n = 0; n < net.images; ++n) {
@@ -151,14 +152,14 @@ FGD_DEVICE void write_vector_grads(const Net<A>& net, const AddedGrad<A>& grad, 
       gamma += unit.active_grad * unit.x;
       beta += unit.active_grad;
     }
-    static_cast<A*>(out[1])[i] = bias;
-    static_cast<A*>(out[2])[i] = gamma;
-    static_cast<A*>(out[3])[i] = beta;
+    out(kGcB1S)[i] = bias;
+    out(kGcLnWeightS)[i] = gamma;
+    out(kGcLnBiasS)[i] = beta;
   }
   if (i < net.channels) {
     A bias = 0;
     for (int n = 0; n < net.images; ++n) bias += grad(n, i);
-    static_cast<A*>(out[5])[i] = bias;
+    out(kGcB2S)[i] = bias;
   }
 }
 
@@ -214,18 +215,17 @@ FGD_DEVICE void parameter_grads(const GcParams& p) {
   const GcLevel& level = p.levels[job.level];
   const Net<A> net(p, level, job.net);
   const AddedGrad<A> grad(p, level, job.net);
-  void* const* transform = level.grads + (job.net ? 10 : 4);
-  void* const* key = level.grads + 2 * job.net;
+  auto out = [&](GcTensor of_student) { return static_cast<A*>(level.grads[gc_tensor(job.net, of_student)]); };
   const int matrix = gc_matrix_blocks(net.channels, net.hidden), vector = gc_vector_blocks(net.channels, net.hidden);
   const int64_t element = int64_t{job.index} * kThreads + threadIdx.x, size = int64_t{matrix} * kThreads;
   if (job.index < matrix)
-    write_w1_grad(net, element, static_cast<A*>(transform[0]));
+    write_w1_grad(net, element, out(kGcW1S));
   else if (job.index < 2 * matrix)
-    write_w2_grad(net, grad, element - size, static_cast<A*>(transform[4]));
+    write_w2_grad(net, grad, element - size, out(kGcW2S));
   else if (job.index < 2 * matrix + vector)
-    write_vector_grads(net, grad, static_cast<int>(element - 2 * size), transform);
+    write_vector_grads(net, grad, static_cast<int>(element - 2 * size), out);
   else
-    write_key_grad(p, level, net, job.index - 2 * matrix - vector, static_cast<A*>(key[0]), static_cast<A*>(key[1]));
+    write_key_grad(p, level, net, job.index - 2 * matrix - vector, out(kGcKeyS), out(kGcKeyBiasS));
 }
 
 }  // namespace fgd::cuda

@@ -12,7 +12,7 @@ namespace fgd::cuda::nchw {
 
 constexpr int kRows = 4;     // channels of a thread
 constexpr int kColumns = 4;  // packets of a tile's row
-constexpr int kMaxChannels = kRows * kThreads / kColumns;
+static_assert(kRows * kThreads / kColumns == kFastChannels, "a tile has all channels");
 
 template <class T>
 constexpr int kTilePixels = kColumns * kPacket<T>;

@@ -12,7 +12,7 @@
 namespace fgd::cuda::nhwc {
 
 constexpr int kChannels = 8;  // of a thread
-constexpr int kMaxChannels = 32 * kChannels;
+static_assert(32 * kChannels == kFastChannels, "a tile has all channels");
 constexpr int kRun = 8;  // pixels
 constexpr int kTile = kRun * kWarps;
 
@@ -101,10 +101,10 @@ FGD_DEVICE void unpack_channels(const uint4 (&packet)[kVectors<T>], float (&out)
   }
 }
 
-// value(c) is worked out by thread c, and given to the threads that have channel c. staged: [kMaxChannels], shared.
+// value(c) is worked out by thread c, and given to the threads that have channel c. staged: [kFastChannels], shared.
 template <class T, class F>
 FGD_DEVICE void spread_channels(float* staged, const F& value, float (&out)[kChannels]) {
-  static_assert(kMaxChannels == kThreads, "a thread a channel");
+  static_assert(kFastChannels == kThreads, "a thread a channel");
   __syncthreads();
   staged[threadIdx.x] = value(static_cast<int>(threadIdx.x));
   __syncthreads();

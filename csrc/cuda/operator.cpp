@@ -14,32 +14,26 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace fgd::cuda {
 
-// Of a dimension with one element any stride will do.
-static Features features_of(const Tensor& t, const void* data, bool pixels) {
-  Features f{};
-  f.data = const_cast<void*>(data);
-  f.image = t.stride(0);
-  f.channel = pixels ? t.stride(1) : 1;
-  f.pixel = pixels ? 1 : t.size(3) > 1 ? t.stride(3) : t.stride(2);
-  f.alignment = alignment_of(f, static_cast<int>(t.size(1)), dtype_of(t), pixels);
+// The one place where a tensor's address, strides and alignment are asked for; kernels and plan go by the answer.
+static Features features_of(const Tensor& t, const void* data, const Strides& strides, Layout layout) {
+  Features f{const_cast<void*>(data), strides.image, strides.channel, strides.pixel, 0, 0};
+  f.alignment = alignment_of(f, static_cast<int>(t.size(1)), dtype_of(t), layout);
   return f;
 }
 
 static LevelInput level_of(const Tensor& s, const Tensor& t, const Tensors& gc, const std::vector<double>& weights,
                            size_t level) {
   LevelInput in{};
-  in.pixels_dense = pixels_dense(s) && pixels_dense(t);
-  STD_TORCH_CHECK(in.pixels_dense || (channels_dense(s) && channels_dense(t)), "level ", level,
-                  ": expected student and teacher both contiguous or both channels_last");
-  in.student = features_of(s, s.const_data_ptr(), in.pixels_dense);
-  in.teacher = features_of(t, t.const_data_ptr(), in.pixels_dense);
+  in.layout = layout_of(s, t, level);
+  in.student = features_of(s, s.const_data_ptr(), strides_of(s, in.layout), in.layout);
+  in.teacher = features_of(t, t.const_data_ptr(), strides_of(t, in.layout), in.layout);
   in.channels = static_cast<int>(s.size(1));
   in.height = static_cast<int>(s.size(2));
   in.width = static_cast<int>(s.size(3));
   for (int k = 0; k < kTerms; ++k) in.weights[k] = weights[level * kTerms + k];
   if (gc.empty()) return in;
   for (int i = 0; i < kGcTensors; ++i) in.gc_block[i] = gc[level * kGcTensors + i].const_data_ptr();
-  for (int net = 0; net < 2; ++net) in.gc_hidden[net] = static_cast<int>(gc[level * kGcTensors + 5 + 6 * net].numel());
+  for (int net = 0; net < kGcNets; ++net) in.gc_hidden[net] = gc_hidden(gc, level, net);
   return in;
 }
 
@@ -126,27 +120,20 @@ static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, 
   return {sums[0], sums[1], sums[2], sums[3], terms, maps, stats};
 }
 
-static std::tuple<Tensors, Tensors> backward_op(Tensor grads, Tensors student, Tensors teacher, Tensor boxes,
+static std::tuple<Tensors, Tensors> backward_op(Tensor upstream, Tensors student, Tensors teacher, Tensor boxes,
                                                 Tensor offsets, Tensor sizes, Tensors gc, std::vector<double> weights,
                                                 double spatial, double channel, Tensor maps, Tensor stats,
                                                 bool need_student, bool need_gc) {
   const Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
   const CurrentDevice device(student[0]);
-  for (const Tensor* t : {&grads, &maps, &stats})
-    STD_TORCH_CHECK(
-        t->scalar_type() == accumulator(student) && t->is_contiguous() && t->device() == student[0].device(),
-        "grads, maps, stats: expected the forward's dtype and device");
-  STD_TORCH_CHECK(grads.numel() == kTerms, "grads: expected 4 numbers, got ", grads.numel());
-  STD_TORCH_CHECK(maps.numel() == maps_size(p) && stats.numel() == stats_size(p),
-                  "maps, stats: expected what forward saved for these features");
+  check_backward(upstream, maps, stats, student, maps_size(p), stats_size(p));
   Tensors grad_student, grad_gc;
   BackwardOutput out;
   for (size_t level = 0; need_student && level < student.size(); ++level) {
     grad_student.push_back(torch::stable::empty_like(student[level]));
     Tensor& grad = grad_student.back();
-    STD_TORCH_CHECK(p.levels[level].pixels_dense ? pixels_dense(grad) : channels_dense(grad), "student[", level,
-                    "]: expected strides that its gradient can have");
-    out.student.push_back(features_of(grad, grad.mutable_data_ptr(), p.levels[level].pixels_dense));
+    const Layout layout = p.levels[level].layout;
+    out.student.push_back(features_of(grad, grad.mutable_data_ptr(), gradient_strides(grad, layout, level), layout));
   }
   for (size_t i = 0; need_gc && i < gc.size(); ++i) {
     grad_gc.push_back(torch::stable::empty_like(gc[i]));
@@ -155,7 +142,7 @@ static std::tuple<Tensors, Tensors> backward_op(Tensor grads, Tensors student, T
   }
   if (p.images > 0)
     run(student[0], device, [&](void* scratch) {
-      return plan_backward(p, grads.const_data_ptr(), maps.const_data_ptr(), stats.const_data_ptr(), out, scratch,
+      return plan_backward(p, upstream.const_data_ptr(), maps.const_data_ptr(), stats.const_data_ptr(), out, scratch,
                            device.multiprocessors());
     });
   return {grad_student, grad_gc};

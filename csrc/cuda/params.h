@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "fgd/gc_block.h"
 #include "fgd/layout.h"
 #include "fgd/mask.h"
 
@@ -16,7 +17,7 @@ constexpr int kThreads = 256;       // of every block
 constexpr int kMaxLevels = 8;       // a launch; longer pyramids take several
 constexpr int kMergeColumns = 256;  // columns of [kSums][C] that a block merges
 constexpr int kMergePixels = 2048;  // pixels that a block of the second step finishes
-constexpr int kGcTensors = 16;      // order and shapes as in reference.gc_block_pair
+constexpr int kFastChannels = 256;  // up to so many, a block holds a tile with all channels
 constexpr int kGcRows = 8;          // rows of a matrix that a block multiplies: one a warp
 constexpr int kGcImages = 8;        // images that it multiplies them with
 
@@ -75,7 +76,7 @@ struct PyramidParams {
   const float* boxes;          // [M][4]
   const int32_t* box_offsets;  // [N + 1]
   const float* image_sizes;    // [N][2]
-  const void* grads;           // [kTerms] upstream
+  const void* upstream;        // [kTerms]
   double spatial_temperature, channel_temperature;
 };
 
@@ -101,7 +102,7 @@ struct GcParams {
   GcLevel levels[kMaxLevels];
   int level_count, images;
   int student_type, teacher_type;
-  const void* grads;  // [kTerms] upstream
+  const void* upstream;  // [kTerms]
 };
 
 // Blocks that one net of one level needs, for the kernels of gc_block.cu and gc_backward.cu. Host and device count

@@ -26,8 +26,9 @@ class Scratch {
   size_t used_ = 0;
 };
 
-int alignment_of(const Features& f, int channels, DType type, bool pixels_dense) {
-  const int64_t row = pixels_dense ? f.channel : f.pixel, run = pixels_dense ? 0 : channels;
+int alignment_of(const Features& f, int channels, DType type, Layout layout) {
+  const bool nchw = layout == kPixelsDense;
+  const int64_t row = nchw ? f.channel : f.pixel, run = nchw ? 0 : channels;
   const uint64_t bits =
       reinterpret_cast<uintptr_t>(f.data) | static_cast<uint64_t>((row | f.image | run) * size_of(type));
   return static_cast<int>(16 | bits) & -static_cast<int>(16 | bits);
@@ -49,12 +50,10 @@ int64_t stats_size(const Pyramid& p) {
 
 // ---- which kernel, and how large its chunks ------------------------------------------------------------------------
 
-constexpr int kFastChannels = 256;
-
 static int variant_of(const Pyramid& p, const LevelInput& level) {
   if (p.wide()) return kGeneric + 1;
   if (p.student_type != p.teacher_type || level.channels > kFastChannels) return kGeneric;
-  return (level.pixels_dense ? kNchw : kNhwc) + p.student_type;
+  return (level.layout == kPixelsDense ? kNchw : kNhwc) + p.student_type;
 }
 
 static int tile_pixels(int variant) {
@@ -285,7 +284,7 @@ static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps,
     level.pixels = static_cast<int>(in.pixels());
     level.maps = const_cast<char*>(at(maps, kMaps * p.images * pixels, number));
     level.stats = const_cast<char*>(at(stats, kStats * p.images * channels, number));
-    if (p.has_gc_block) level.key_s = in.gc_block[0], level.key_t = in.gc_block[2];
+    if (p.has_gc_block) level.key_s = in.gc_block[kGcKeyS], level.key_t = in.gc_block[kGcKeyT];
     for (int k = 0; k < kTerms; ++k) level.weights[k] = in.weights[k] / p.images;
     level.chunk_pixels = cuts[first + l].chunk_pixels;
     level.chunks = cuts[first + l].chunks;
@@ -295,14 +294,14 @@ static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps,
   return out;
 }
 
-static GcParams gc_params_of(const Pyramid& p, size_t first, const PyramidParams& levels, const void* grads) {
+static GcParams gc_params_of(const Pyramid& p, size_t first, const PyramidParams& levels, const void* upstream) {
   GcParams out;
   std::memset(static_cast<void*>(&out), 0, sizeof(out));
   out.level_count = levels.level_count;
   out.images = p.images;
   out.student_type = p.student_type;
   out.teacher_type = p.teacher_type;
-  out.grads = grads;
+  out.upstream = upstream;
   for (int l = 0; l < out.level_count; ++l) {
     const LevelInput& in = p.levels[first + l];
     GcLevel& level = out.levels[l];
@@ -312,8 +311,7 @@ static GcParams gc_params_of(const Pyramid& p, size_t first, const PyramidParams
     level.channels = in.channels;
     level.pixels = levels.levels[l].pixels;
     level.chunks = levels.levels[l].chunks;
-    level.hidden[0] = in.gc_hidden[0];
-    level.hidden[1] = in.gc_hidden[1];
+    std::copy(in.gc_hidden, in.gc_hidden + kGcNets, level.hidden);
     level.stats = levels.levels[l].stats;
     level.weight = levels.levels[l].weights[kGlobal];
   }
@@ -453,8 +451,8 @@ static void take_gc_scratch(Scratch& scratch, GcParams& gc, PyramidParams& param
   }
 }
 
-Plan plan_backward(const Pyramid& p, const void* grads, const void* maps, const void* stats, const BackwardOutput& out,
-                   void* memory, int multiprocessors) {
+Plan plan_backward(const Pyramid& p, const void* upstream, const void* maps, const void* stats,
+                   const BackwardOutput& out, void* memory, int multiprocessors) {
   Plan plan;
   const int wide = p.wide(), number = wide ? 8 : 4;
   const std::vector<Cut> cuts = cuts_of(p, multiprocessors, true);
@@ -462,8 +460,8 @@ Plan plan_backward(const Pyramid& p, const void* grads, const void* maps, const 
   Scratch scratch(memory);
   for (size_t first = 0; first < p.levels.size(); first += kMaxLevels) {
     PyramidParams params = params_of(p, first, maps, stats, cuts);
-    params.grads = grads;
-    GcParams gc = gc_params_of(p, first, params, grads);
+    params.upstream = upstream;
+    GcParams gc = gc_params_of(p, first, params, upstream);
     for (int l = 0; l < params.level_count; ++l) {
       if (!out.student.empty()) params.levels[l].grad = out.student[first + l];
       for (int i = 0; gc_grads && i < kGcTensors; ++i)

@@ -13,11 +13,11 @@ namespace fgd::cuda {
 
 struct LevelInput {
   Features student, teacher;
-  bool pixels_dense;  // NCHW, else channels_last
+  Layout layout;
   int channels, height, width;
   double weights[kTerms];
   const void* gc_block[kGcTensors];
-  int gc_hidden[2];
+  int gc_hidden[kGcNets];
   int64_t pixels() const { return int64_t{height} * width; }
 };
 
@@ -65,12 +65,12 @@ struct Plan {
 
 // What is aligned to how many bytes, of features that begin at data: 16 means that a kernel may use whole packets. In
 // channels_last that wants C to fill them, too.
-int alignment_of(const Features& f, int channels, DType type, bool pixels_dense);
+int alignment_of(const Features& f, int channels, DType type, Layout layout);
 
 // `scratch` must hold plan.scratch_bytes bytes, aligned to 256, for as long as the launches run; with null, nothing but
 // that size is right. `multiprocessors` of the device decides how images are cut into chunks. images > 0.
 Plan plan_forward(const Pyramid& pyramid, const ForwardOutput& out, void* scratch, int multiprocessors);
-Plan plan_backward(const Pyramid& pyramid, const void* grads, const void* maps, const void* stats,
+Plan plan_backward(const Pyramid& pyramid, const void* upstream, const void* maps, const void* stats,
                    const BackwardOutput& out, void* scratch, int multiprocessors);
 
 int64_t maps_size(const Pyramid& pyramid);  // numbers

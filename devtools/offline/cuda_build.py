@@ -89,7 +89,7 @@ class Level(ctypes.Structure):
         ("gc_grads", ctypes.c_uint64 * 16),
         ("weights", ctypes.c_double * 4),
         ("gc_hidden", ctypes.c_int * 2),
-        ("pixels_dense", ctypes.c_int),
+        ("layout", ctypes.c_int),
         ("channels", ctypes.c_int),
         ("height", ctypes.c_int),
         ("width", ctypes.c_int),

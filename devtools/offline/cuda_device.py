@@ -139,7 +139,7 @@ class Loss:
         level.student = self.device.features(student, layout, shift)
         level.teacher = self.device.features(self.teacher[index], layout, shift)
         level.channels, level.height, level.width = student.shape[1:]
-        level.pixels_dense = layout == Layout.PIXELS_DENSE
+        level.layout = layout
         level.weights[:] = self.weights[4 * index : 4 * index + 4]
         if self.gc_block:
             tensors = [t.to(self.sum_type) for t in self.gc_block[16 * index : 16 * index + 16]]

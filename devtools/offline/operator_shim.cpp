@@ -16,6 +16,7 @@ struct NoGuard {
 #define STABLE_TORCH_LIBRARY_IMPL(name, key, library) \
   [[maybe_unused]] static void never_called(torch::stable::detail::StableLibrary& library)
 #include "operator.cpp"
+#include "schema.h"
 #pragma pop_macro("STABLE_TORCH_LIBRARY_IMPL")
 
 static int multiprocessors = 4;
@@ -56,15 +57,8 @@ int launch(const Plan& plan, void* stream) {
 }  // namespace fgd::cuda
 
 STABLE_TORCH_LIBRARY(fgd_cuda_on_cpu, m) {
-  m.def(
-      "forward(Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, Tensor image_sizes, "
-      "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "backward(Tensor grads, Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, "
-      "Tensor image_sizes, Tensor[] gc_block, float[] weights, float spatial_temperature, "
-      "float channel_temperature, Tensor maps, Tensor stats, bool need_student, bool need_gc_block) "
-      "-> (Tensor[], Tensor[])");
+  m.def(fgd::kForwardSchema);
+  m.def(fgd::kBackwardSchema);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fgd_cuda_on_cpu, CPU, m) {

@@ -6,6 +6,8 @@
 
 using namespace fgd::cuda;
 using fgd::DType;
+using fgd::kGcTensors;
+using fgd::Layout;
 
 struct ShimFeatures {
   void* data;
@@ -17,8 +19,8 @@ struct ShimLevel {
   const void* gc_block[kGcTensors];
   void* gc_grads[kGcTensors];
   double weights[fgd::kTerms];
-  int gc_hidden[2];
-  int pixels_dense, channels, height, width;
+  int gc_hidden[fgd::kGcNets];
+  int layout, channels, height, width;
 };
 
 struct ShimPyramid {
@@ -51,9 +53,9 @@ static const char* name_of(int step, int variant) {
   return "";
 }
 
-static Features features_of(const ShimFeatures& f, int channels, int type, int pixels_dense) {
+static Features features_of(const ShimFeatures& f, int channels, int type, Layout layout) {
   Features out{f.data, f.image, f.channel, f.pixel, 0, 0};
-  out.alignment = alignment_of(out, channels, static_cast<DType>(type), pixels_dense != 0);
+  out.alignment = alignment_of(out, channels, static_cast<DType>(type), layout);
   return out;
 }
 
@@ -72,9 +74,9 @@ static Pyramid pyramid_of(const ShimPyramid& in) {
   for (int l = 0; l < in.level_count; ++l) {
     const ShimLevel& from = in.levels[l];
     LevelInput level{};
-    level.student = features_of(from.student, from.channels, in.student_type, from.pixels_dense);
-    level.teacher = features_of(from.teacher, from.channels, in.teacher_type, from.pixels_dense);
-    level.pixels_dense = from.pixels_dense != 0;
+    level.layout = static_cast<Layout>(from.layout);
+    level.student = features_of(from.student, from.channels, in.student_type, level.layout);
+    level.teacher = features_of(from.teacher, from.channels, in.teacher_type, level.layout);
     level.channels = from.channels;
     level.height = from.height;
     level.width = from.width;
@@ -97,7 +99,8 @@ static Plan plan_of(const ShimPyramid& in, int backward, void* scratch, int mult
   for (int l = 0; l < in.level_count; ++l) {
     const ShimLevel& level = in.levels[l];
     if (in.need_student)
-      out.student.push_back(features_of(level.grad, level.channels, in.student_type, level.pixels_dense));
+      out.student.push_back(
+          features_of(level.grad, level.channels, in.student_type, static_cast<Layout>(level.layout)));
     for (int i = 0; in.need_gc_block && i < kGcTensors; ++i) out.gc_block.push_back(level.gc_grads[i]);
   }
   return plan_backward(p, in.grads, in.maps, in.stats, out, scratch, multiprocessors);

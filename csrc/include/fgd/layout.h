@@ -1,4 +1,5 @@
-// What CPU and CUDA share: storage types, what the forward pass leaves for the backward pass, names of the small sums.
+// What the backends share: storage types and layouts, limits, what the forward pass leaves for the backward pass, names
+// of the small sums. fgd_kernels/shared.py and fgd_kernels/triton_kernels/ name the same rows, tested against these.
 //
 // One level, one image: C channels, P = H·W pixels. Two flat buffers are saved, level after level, image after image:
 //
@@ -15,19 +16,25 @@ namespace fgd {
 // Storage types of features.
 enum DType : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
 
+// What lies side by side in memory: the pixels of a channel (NCHW) or the channels of a pixel (channels_last). A row is
+// what is dense; strides between rows and between images are free.
+enum Layout : int { kPixelsDense, kChannelsDense, kLayouts };
+
+constexpr int kMaxChannels = 2048;  // of a level
+
 // Per pixel, saved. Until an image is merged, the four places hold the exponentials of enum Softmax, in its order.
 enum Map : int {
   kMapFocal,      // A^S_t[p]·fg[p] where a box covers p, -A^S_t[p]/n_bg elsewhere
-  kMapAttention,  // gradient of Σp |A^S_s - A^S_t| with respect to Σc |s[c,p]|
-  kMapContextS,   // softmax_p of the student's context logits
-  kMapContextT,   // softmax_p of the teacher's context logits
+  kMapAttention,  // h_S[p]: gradient of Σp |A^S_s - A^S_t| with respect to Σc |s[c,p]|
+  kMapContextS,   // q_s[p]: softmax_p of the student's context logits
+  kMapContextT,   // q_t[p]: softmax_p of the teacher's context logits
   kMaps
 };
 
 // Per channel, saved.
 enum Stat : int {
   kStatAttention,      // A^C_t[c]
-  kStatAttentionGrad,  // gradient of Σc |A^C_s - A^C_t| with respect to Σp |s[c,p]|
+  kStatAttentionGrad,  // h_C[c]: gradient of Σc |A^C_s - A^C_t| with respect to Σp |s[c,p]|
   kStatShift,          // r[c] = v_s[c] - v_t[c]
   kStatShiftGrad,      // gradient of L_gl with respect to r[c]
   kStatContextS,       // ctx_s[c]

@@ -8,11 +8,7 @@
 
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define FGD_HOST_DEVICE __host__ __device__ inline
-#else
-#define FGD_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace fgd {
 

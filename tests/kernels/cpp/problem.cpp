@@ -179,11 +179,12 @@ Gradients Problem::backward(const Executor& run, const Saved& saved, bool want_s
       out.student.emplace_back(elements(s, level, c.images) * element_size(c.student));
       student.push_back({out.student.back().data(), s.image, s.channel, s.pixel});
     }
-    for (int i = 0; want_gc && i < kGcTensors; ++i) {
-      const int net = i < 4 ? i / 2 : (i - 4) / 6, tensor = i < 4 ? i % 2 : (i - 4) % 6 + 2;
-      out.gc.emplace_back(level.net[net].tensor[tensor].size() * element_size(sums));
-      gc.push_back(out.gc.back().data());
-    }
+    const size_t first = out.gc.size();
+    if (want_gc) out.gc.resize(first + kGcTensors);
+    for (int net = 0; want_gc && net < kGcNets; ++net)
+      for (int i = 0; i < reference::kNetTensors; ++i)
+        out.gc[first + gc_index(net, i)] = Buffer(level.net[net].tensor[i].size() * element_size(sums));
+    for (size_t i = first; i < out.gc.size(); ++i) gc.push_back(out.gc[i].data());
   }
   (sums == kFloat64 ? backward_in<double> : backward_in<float>)(pyramid_, run, saved, student, gc);
   return out;

@@ -13,8 +13,8 @@
 namespace problem {
 
 using fgd::DType;
+using fgd::Layout;
 using fgd::cpu::Executor;
-using fgd::cpu::Layout;
 
 struct Shape {
   int channels, height, width;
@@ -25,7 +25,7 @@ struct Case {
   std::vector<Shape> levels;
   int images = 2;
   DType student = fgd::kFloat32, teacher = fgd::kFloat32;
-  Layout layout = fgd::cpu::kPixelsDense;
+  Layout layout = fgd::kPixelsDense;
   bool gc = true;
   bool sliced = false;  // channels and images of a larger tensor, for features and the gradient alike
   double spatial_temperature = 0.5, channel_temperature = 0.5;
@@ -79,7 +79,12 @@ class Problem {
 
   static std::array<double, reference::kTerms> upstream() { return {1.0, 0.7, 1.3, 0.9}; }
   // Where a GcBlock's tensor lies among the sixteen of a level.
-  static int gc_index(int net, int tensor) { return tensor < 2 ? 2 * net + tensor : 4 + 6 * net + tensor - 2; }
+  static int gc_index(int net, int tensor) {
+    using namespace fgd;
+    constexpr GcTensor kKinds[] = {kGcKeyS, kGcKeyBiasS, kGcW1S, kGcB1S, kGcLnWeightS, kGcLnBiasS, kGcW2S, kGcB2S};
+    static_assert(sizeof(kKinds) / sizeof(*kKinds) == reference::kNetTensors);
+    return gc_tensor(net, kKinds[tensor]);
+  }
 
   Case c;
   reference::Batch batch;

@@ -31,7 +31,7 @@ void expect_gradients(const problem::Problem& p, const problem::Gradients& got) 
     expect_close(name + ", student", p.student_gradient(got, l), want.student, tolerance, p.c.student);
     for (int net = 0; p.c.gc && net < 2; ++net)
       for (int i = 0; i < reference::kNetTensors; ++i) {
-        const auto& buffer = got.gc[l * fgd::cpu::kGcTensors + problem::Problem::gc_index(net, i)];
+        const auto& buffer = got.gc[l * fgd::kGcTensors + problem::Problem::gc_index(net, i)];
         expect_close(name + ", net " + std::to_string(net) + ", tensor " + std::to_string(i), p.vector(buffer),
                      want.net[net][i], tolerance, p.sums);
       }

@@ -41,7 +41,7 @@ def library():
     folders = (torch_folder / "include", header.parent, CUDA.parent, CUDA.parent / "include", CUDA)
     linked = ("-Wl,--no-as-needed", "-ltorch_cpu", "-Wl,-Bsymbolic")  # the last: its own cudaSetDevice, not torch's
     flags = ("-shared", "-fPIC", "-std=c++17", "-O1", "-DTORCH_TARGET_VERSION=0x020a000000000000", *linked)
-    also = (CUDA / "operator.cpp", CUDA.parent / "arguments.h")
+    also = (CUDA / "operator.cpp", CUDA.parent / "arguments.h", CUDA.parent / "schema.h")
     seen = f"-DFGD_SEEN={hash_of(also)}"  # what the shim includes counts in the cache's key
     command = (os.environ.get("CXX", "c++"), *flags, seen, *(f"-I{f}" for f in folders), f"-L{torch_folder / 'lib'}")
     path = cached("operator.so", sources, command)

@@ -12,6 +12,7 @@ import torch
 from devtools.offline import sass
 from devtools.offline.cuda_build import Chunks, Features, Level, Pyramid, plan, plans, ptx_of
 from devtools.offline.sass_model import modelled, ways_of
+from fgd_kernels.layout import Layout
 
 P3_TO_P7 = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))  # of an 800×1344 batch
 BYTES = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
@@ -21,7 +22,7 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 def describe(shapes=P3_TO_P7, images=8, channels=256, dtype=torch.bfloat16, gc_block=True, backward=False):
     levels = (Level * len(shapes))()
     for level, (height, width) in zip(levels, shapes, strict=True):
-        level.channels, level.height, level.width, level.pixels_dense = channels, height, width, True
+        level.channels, level.height, level.width, level.layout = channels, height, width, Layout.PIXELS_DENSE
         pixels = height * width
         level.student = level.teacher = level.grad = Features(0x1000, channels * pixels, pixels, 1)
         level.gc_hidden[:] = [channels // 2] * 2
