@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -18,32 +19,39 @@ def missing_parameters(model: nn.Module, optimizers: Sequence[Optimizer]) -> lis
 class ChangeWatch:
     """Warns, once, if the student's parameters change from step to step and the criterion's do not.
 
-    It looks at the parameters' version counters, which every in-place update raises, also one by a rate of 0; so it
-    needs no optimizer. A step that updates nothing (gradient accumulation, a skipped step under AMP) tells it nothing.
+    It compares values, so it needs no optimizer and sees what any of them does, fused ones too, whose updates leave no
+    trace in the tensors' version counters. A step that updates nothing (gradient accumulation, a skipped step under
+    AMP, a rate of 0) tells it nothing. On a GPU each look waits for the device; usually there are two.
 
     Args:
         patience: updates of the student after which it speaks. As soon as the criterion changes it stops looking.
     """
 
+    LOOKED_AT = 16  # parameters of the student
+
     def __init__(self, patience: int = 3) -> None:
         self.patience = patience
         self.done = False
-        self._before: tuple[int, int] | None = None
+        self._before: tuple[Tensor, Tensor] | None = None
 
     def look(self, student: nn.Module, criterion: nn.Module) -> None:
         """To be called in every training step, before it updates anything."""
-        if self.done:
+        if self.done or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return
-        now = _versions(student), _versions(criterion)
-        before, self._before = self._before, now
-        if before is None:
-            self.done = not any(p.requires_grad for p in criterion.parameters())
-        elif now[1] != before[1]:
+        ours, theirs = ([p for p in model.parameters() if p.requires_grad] for model in (student, criterion))
+        if not ours or not theirs:
             self.done = True
-        elif now[0] != before[0]:
+            return
+        now = _sums(ours[:: -(-len(ours) // self.LOOKED_AT)]), _sums(theirs)
+        before, self._before = self._before, now
+        if before is None or any(a.device != b.device for a, b in zip(before, now, strict=True)):
+            return
+        if not torch.equal(now[1], before[1]):
+            self.done, self._before = True, None
+        elif not torch.equal(now[0], before[0]):
             self.patience -= 1
             if self.patience == 0:
-                self.done = True
+                self.done, self._before = True, None
                 warnings.warn(
                     "the student's parameters change, but the criterion's do not: it seems that the optimizer was made "
                     "from student.parameters(); make it from distiller.parameters() (check_optimizer tells what lacks)",
@@ -51,5 +59,9 @@ class ChangeWatch:
                 )
 
 
-def _versions(model: nn.Module) -> int:
-    return sum(p._version for p in model.parameters() if p.requires_grad)
+@torch.no_grad()
+def _sums(parameters: list[nn.Parameter]) -> Tensor:
+    """One number a parameter, which any update is all but certain to change."""
+    device = parameters[0].device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    return torch.stack([p.detach().sum(dtype=wide).to(device) for p in parameters])

@@ -368,6 +368,15 @@ def test_a_criterion_that_is_trained_is_not_warned_of(distiller, batch, optimize
             optimizer.step()
 
 
+def test_an_optimizer_that_leaves_no_trace_is_seen(distiller, batch):
+    """Fused optimizers do not raise the version counters."""
+    optimizer = torch.optim.AdamW(distiller.student.parameters(), lr=1e-3, fused=True)
+    with pytest.warns(UserWarning, match="the criterion's do not"):
+        for _ in range(5):
+            sum(distiller(*batch).values()).backward()
+            optimizer.step()
+
+
 def test_features_without_gradient_are_an_error(distiller, batch):
     distiller.student.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match="student_layers: .*carry no gradient"):
