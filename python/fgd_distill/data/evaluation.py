@@ -51,9 +51,13 @@ class CocoEvaluator:
         self.ground_truth, self.masks, self.labels = ground_truth, masks, labels
         self.reset()
 
+    category_ap: dict[str, float]
+    """After ``compute``: AP of boxes, in percent, by the category's name; nan for one without objects."""
+
     def reset(self) -> None:
         """Forgets all predictions."""
         self._results: dict[int, list[dict[str, Any]]] = {}
+        self.category_ap = {}
 
     def update(self, predictions: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int]) -> None:
         """Adds the detections of some images.
@@ -99,8 +103,21 @@ class CocoEvaluator:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
+        if kind == "bbox":
+            self.category_ap = self._by_category(evaluation)
         # COCOeval marks a metric without objects by -1.
         return [float("nan") if value < 0 else 100 * float(value) for value in evaluation.stats]
+
+    def _by_category(self, evaluation: COCOeval) -> dict[str, float]:
+        # (IoU thresholds, recall thresholds, categories, areas, detections an image): all areas, most detections
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        names = [self.ground_truth.cats[category]["name"] for category in evaluation.params.catIds]
+        if len(set(names)) < len(names):
+            names = [f"{name} ({category})" for name, category in zip(names, evaluation.params.catIds, strict=True)]
+        return {
+            name: 100 * float(values.mean()) if (values := precision[:, :, index]).min() >= 0 else float("nan")
+            for index, name in enumerate(names)
+        }
 
 
 def coco_results(

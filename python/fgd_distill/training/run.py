@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -13,6 +14,7 @@ from ..data.datamodule import CocoDataModule
 from .bases import with_bases
 from .interruption import StopOnSignal
 from .module import DetectionModule
+from .reporting import ValidationTable, with_run_progress
 
 SUBCOMMANDS = ("fit", "validate")
 # Abbreviated options would make a slip of a name another option.
@@ -40,7 +42,10 @@ class DistillCLI(LightningCLI):
                 args=arguments if command is None else [command, *arguments],
                 run=command is not None,
                 # The data module shares out its batches among processes by itself.
-                trainer_defaults={"callbacks": [Timer(), StopOnSignal()], "use_distributed_sampler": False},
+                trainer_defaults={
+                    "callbacks": [Timer(), StopOnSignal(), ValidationTable()],
+                    "use_distributed_sampler": False,
+                },
                 seed_everything_default=0,
                 # Only a training owns its folder: validating with other options must not replace its config.yaml.
                 save_config_callback=SaveConfigCallback if command == "fit" else None,
@@ -55,6 +60,11 @@ class DistillCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=str | None, help="in a file: the configuration that it is laid over")
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**options)
+        with_run_progress(trainer)
+        return trainer
 
     def before_instantiate_classes(self) -> None:
         # The file that a training writes has everything, whatever it was built on.

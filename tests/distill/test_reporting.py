@@ -1,0 +1,58 @@
+"""What a training prints: the table after a validation, and the progress bar."""
+
+import re
+
+import pytest
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+from fgd_distill.training.reporting import RunProgressBar, ValidationTable, validation_table
+from fgd_distill.training.run import run
+
+NAN = float("nan")
+
+
+def test_a_training_prints_a_table_after_each_validation_with_the_best(fit_args, tmp_path, capsys):
+    arguments = fit_args(tmp_path, "--trainer.val_check_interval=2", "--trainer.limit_val_batches=2", steps=4)
+    trained = run(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line for line in lines if line.startswith("validation after")]
+    assert [re.match(r"validation after (\d) steps; best AP so far \d", title)[1] for title in titles] == ["2", "4"]
+    table = lines[lines.index(titles[1]) + 1 :]
+    assert table[0].split() == ["AP", "AP50", "AP75", "small", "medium", "large"]
+    shown = table[1].split()[1:]
+    metrics = trained.trainer.callback_metrics
+    assert float(shown[0]) == pytest.approx(float(metrics["val/AP"]), abs=0.051)
+    assert table[2] == "AP by category"
+    found = trained.model.evaluator.category_ap
+    assert len(found) == 10
+    known = [value for value in found.values() if value == value]
+    assert sum(known) / len(known) == pytest.approx(float(metrics["val/AP"]), rel=1e-6)
+
+
+def test_a_dash_stands_where_nothing_is_and_many_categories_share_lines():
+    metrics = {"AP": 41.26, "AP50": 60.0, "AP75": 44.0, "AP_small": NAN, "AP_medium": 40.0, "AP_large": 50.0}
+    categories = {f"category {number}": float(number) for number in range(80)} | {"none": NAN}
+    lines = validation_table(metrics, categories)
+    assert lines[1].split() == ["boxes", "41.3", "60.0", "44.0", "-", "40.0", "50.0"]
+    assert len(lines) < 25 and max(map(len, lines)) <= 110
+    assert re.search(r"none +-", lines[-1])
+    assert len(validation_table(metrics, {"only": 1.0})) == 2
+
+
+def test_the_best_is_remembered_when_a_training_resumes():
+    table = ValidationTable()
+    table.best = (12.5, 300)
+    resumed = ValidationTable()
+    resumed.load_state_dict(table.state_dict())
+    assert resumed.best == (12.5, 300)
+
+
+def test_the_bar_is_of_the_whole_run(fit_args, tmp_path, capsys):
+    arguments = fit_args(tmp_path, "--trainer.limit_val_batches=1", steps=4)
+    arguments = [argument for argument in arguments if "progress_bar" not in argument]
+    trained = run([*arguments, "--trainer.limit_train_batches=2"])  # two steps an epoch
+    bar = trained.trainer.progress_bar_callback
+    assert type(bar) is RunProgressBar and isinstance(bar, TQDMProgressBar)
+    assert bar.train_progress_bar.total == bar.train_progress_bar.n == 4
+    told = capsys.readouterr().out
+    assert "Epoch 2" in told and "4/4" in told and "/-" not in told
