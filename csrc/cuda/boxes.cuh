@@ -47,24 +47,24 @@ FGD_DEVICE bool inside(int x, int y, const int4& corners) {
 }
 
 FGD_DEVICE float weight_of_many(const PyramidParams& p, const Level& level, const BoxList& list, int x, int y,
-                                int slice, int slices) {
+                                int share, int shares) {
   float weight = 0;
-  for (int box = list.first_box + slice; box < list.last_box; box += slices) {
+  for (int box = list.first_box + share; box < list.last_box; box += shares) {
     const Rectangle r = box_rectangle(p.boxes + 4 * int64_t{box}, list.height, list.width, level.height, level.width);
     if (inside(x, y, {r.x0, r.y0, r.x1, r.y1})) weight = fmaxf(weight, r.weight);
   }
   return weight;
 }
 
-// The largest weight among every slices-th box, from `slice` on, that covers a pixel.
-FGD_DEVICE float box_weight(const PyramidParams& p, const Level& level, const BoxList& list, int pixel, int slice,
-                            int slices) {
+// The largest weight among every shares-th box, from `share` on, that covers a pixel.
+FGD_DEVICE float box_weight(const PyramidParams& p, const Level& level, const BoxList& list, int pixel, int share,
+                            int shares) {
   const int count = list.count;
   if (count == 0) return 0;
   const int y = static_cast<unsigned>(pixel) / static_cast<unsigned>(level.width), x = pixel - y * level.width;
-  if (count > kMaxBoxes) return weight_of_many(p, level, list, x, y, slice, slices);
+  if (count > kMaxBoxes) return weight_of_many(p, level, list, x, y, share, shares);
   float weight = 0;
-  for (int i = slice; i < count; i += slices)
+  for (int i = share; i < count; i += shares)
     if (inside(x, y, list.corners[i])) weight = fmaxf(weight, list.weight[i]);
   return weight;
 }

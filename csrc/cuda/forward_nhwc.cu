@@ -68,8 +68,8 @@ template <class T>
 FGD_DEVICE float mask_weight(const PyramidParams& p, const Level& level, const BoxList& boxes, const LaneRole<T>& role,
                              int first) {
   if (boxes.count == 0) return 0;
-  const int slice = (lane_index() & 3) + 4 * role.copy;
-  float weight = box_weight(p, level, boxes, first + role.pixel, slice, 4 * LaneRole<T>::kCopies);
+  const int share = (lane_index() & 3) + 4 * role.copy;
+  float weight = box_weight(p, level, boxes, first + role.pixel, share, 4 * LaneRole<T>::kCopies);
   weight = max_over_lanes<1, 4>(weight);
   return max_over_lanes<LaneRole<T>::kSums, 32>(weight);
 }

@@ -27,13 +27,13 @@ struct SoftmaxState {
   int background = 0;
 };
 
-// Every warp rasterises some of the boxes: thread -> (pixel, slice of the boxes).
+// Every warp rasterises some of the boxes: thread -> (pixel, share of the boxes).
 template <class A, int kPixels>
 FGD_DEVICE void rasterise(const PyramidParams& p, const Level& level, const BoxList& boxes, int first,
                           PixelStep<A, kPixels>& step) {
   if (boxes.count == 0) return;
-  const int pixel = threadIdx.x % kPixels, slice = threadIdx.x / kPixels;
-  step.box[slice][pixel] = box_weight(p, level, boxes, first + pixel, slice, kThreads / kPixels);
+  const int pixel = threadIdx.x % kPixels, share = threadIdx.x / kPixels;
+  step.box[share][pixel] = box_weight(p, level, boxes, first + pixel, share, kThreads / kPixels);
 }
 
 // Between two barriers; threads -> (softmax, pixel). Pixels at and behind `end` get weight 0.
@@ -58,7 +58,7 @@ FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, bool any_boxes, A inv
     float weight = 0;
     if (any_boxes)
 #pragma unroll
-      for (int slice = 0; slice < kThreads / kPixels; ++slice) weight = fmaxf(weight, step.box[slice][pixel]);
+      for (int share = 0; share < kThreads / kPixels; ++share) weight = fmaxf(weight, step.box[share][pixel]);
     step.weight[kWeightFg][pixel] = e * static_cast<A>(weight);
     step.weight[kWeightBg][pixel] = weight > 0 ? A{0} : e;
     state.background += valid && weight == 0;
