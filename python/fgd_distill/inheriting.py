@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from .adapters import DetectorAdapter, as_adapter
 from .errors import FGDValueError
 from .taps import find_layer, layer_names
 
+ENOUGH = 0.5  # of the parameters; with less inherited, ``inherit`` warns
+
 
 @dataclass
 class InheritReport:
@@ -21,15 +24,18 @@ class InheritReport:
         loaded: entries copied from the teacher.
         mismatched: entries of both, with the student's and the teacher's shape, which differ; left as they were.
         skipped: entries that only one of the two has; left as they were.
+        share: of the numbers in the student's modules, those that were copied, 0 to 1.
     """
 
     loaded: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    share: float = 0.0
 
     def __str__(self) -> str:
         counts = f"{len(self.mismatched)} mismatched, {len(self.skipped)} skipped"
-        lines = [f"inherited {len(self.loaded)} tensors from the teacher, {counts}"]
+        share = f"{self.share:.0%} of the modules' parameters"
+        lines = [f"inherited {len(self.loaded)} tensors from the teacher, {share}; {counts}"]
         lines += [f"  mismatched {name}: student {ours}, teacher {theirs}" for name, ours, theirs in self.mismatched]
         lines += [f"  skipped    {name}" for name in self.skipped]
         return "\n".join(lines)
@@ -77,10 +83,18 @@ def inherit(
                 report.loaded.append(name)
             else:
                 report.mismatched.append((name, tuple(ours[name].shape), tuple(theirs[name].shape)))
+    report.share = sum(ours[name].numel() for name in report.loaded) / max(1, sum(v.numel() for v in ours.values()))
     if not report.loaded:
         raise FGDValueError(f"nothing could be inherited from the modules {wanted}:\n{report}")
     if verbose:
         print(report)
+    if report.share < ENOUGH:
+        warnings.warn(
+            f"the student inherited {report.share:.0%} of the parameters of {', '.join(wanted)}; the rest, "
+            f"{len(report.mismatched)} tensors of other shapes among them, stays random. It gains most from a teacher "
+            "whose neck and head have the student's widths",
+            stacklevel=2,
+        )
     return report
 
 

@@ -21,6 +21,19 @@ def test_neck_and_head_come_from_the_teacher(pair, capsys):
     assert "mismatched backbone.fpn.inner_blocks.0.0.weight: student (64, 32, 1, 1), teacher (64, 64, 1, 1)" in printed
 
 
+def test_the_share_is_of_parameters_and_a_small_one_is_warned_of():
+    def model(width):
+        parts = {"narrow": nn.Linear(width, 3), "wide": nn.Linear(7, 10, bias=False)}
+        return nn.ModuleDict(parts)
+
+    with pytest.warns(UserWarning, match="inherited 26% of the parameters of narrow, wide.*1 tensors of other shapes"):
+        changed = model(7)
+        changed["wide"] = nn.Linear(8, 10, bias=False)
+        inherit(model(7), changed, modules=["narrow", "wide"])  # 24 numbers of 94
+    report = inherit(model(6), model(7), modules=["narrow", "wide"], verbose=False)
+    assert report.share == pytest.approx((70 + 3) / (70 + 3 + 18)) and "80% of the modules' parameters" in str(report)
+
+
 def test_the_student_keeps_its_own_memory(pair):
     student, teacher = pair
     inherit(student, teacher, verbose=False)
