@@ -1,12 +1,13 @@
-"""Hugging Face's RT-DETR and its relatives (package ``transformers``)."""
+"""Hugging Face's RT-DETR, RF-DETR and their relatives (package ``transformers``)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FGDTypeError, FGDValueError
@@ -15,34 +16,41 @@ from .batches import check_targets, detection, stack_images, to_pixels, to_relat
 
 
 class HuggingFaceAdapter(DetectorAdapter):
-    """``RTDetrForObjectDetection``, ``RTDetrV2ForObjectDetection`` and ``DFineForObjectDetection``.
+    """``RTDetrForObjectDetection`` and its V2, ``DFineForObjectDetection``, ``RfDetrForObjectDetection`` and
+    ``LwDetrForObjectDetection``.
 
-    They take a ready tensor in 0..1, not normalised, as their image processor makes it. Images of several sizes are
-    padded at the right and at the bottom to a common multiple of the largest stride, with 0. Labels count from 0.
+    They take a ready tensor, as their image processors make it: in 0..1, and for RF-DETR and LW-DETR normalised by
+    ImageNet's mean and deviation. Images of several sizes are padded at the right and at the bottom to a common
+    multiple of the largest stride, or to a square that the windows of RF-DETR and LW-DETR divide. Labels count from 0.
     ``images`` may also be the dict that the image processor makes (``pixel_values``, ``labels``), with ``targets``
     None.
 
-    Losses carry their weights; those of the decoder's layers and of the denoising queries are summed by name.
+    Losses carry their weights; those of the decoder's layers, of the proposals and of the denoising queries are summed
+    by name.
     """
 
     def neck_and_head(self, model: Any) -> Sequence[str]:
-        _check("model", model)
+        neck = _neck("model", model)
         inner = [f"model.{name}" for name, _ in model.model.named_children() if name != "backbone"]
-        return [*inner, *(name for name, _ in model.named_children() if name != "model")]
+        heads = [name for name, _ in model.named_children() if name != "model"]
+        return [*(layer for layer in neck.layers if layer.startswith("model.backbone.")), *inner, *heads]
 
     def default_layers(self, model: Any) -> list[str]:
-        """The hybrid encoder's maps: of the top-down path only the last one leaves it, of the bottom-up path all."""
-        _check("model", model)
-        encoder = model.model.encoder
-        top_down, bottom_up = len(encoder.fpn_blocks) - 1, range(len(encoder.pan_blocks))
-        return [f"model.encoder.fpn_blocks.{top_down}", *(f"model.encoder.pan_blocks.{i}" for i in bottom_up)]
+        return _neck("model", model).layers
 
     def check_pair(self, student: Any, teacher: Any) -> None:
-        for role, model in (("student", student), ("teacher", teacher)):
-            _check(role, model)
-        ours, theirs = _largest_stride(student), _largest_stride(teacher)
-        if ours % theirs:
-            raise FGDValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
+        ours, theirs = _neck("student", student), _neck("teacher", teacher)
+        if ours.normalised != theirs.normalised:
+            told = ["normalised" if neck.normalised else "in 0..1" for neck in (ours, theirs)]
+            raise FGDValueError(
+                "teacher: it gets the student's batch, so both must take the same values, got a student whose batch is "
+                f"{told[0]} and a teacher whose is {told[1]}"
+            )
+        if ours.divisor % theirs.divisor:
+            what = "window" if ours.normalised else "stride"
+            raise FGDValueError(
+                f"teacher: its largest {what}, {theirs.divisor}, must divide the student's, {ours.divisor}"
+            )
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         if isinstance(images, Mapping):
@@ -53,13 +61,14 @@ class HuggingFaceAdapter(DetectorAdapter):
             ]
             boxes = [to_pixels(label["boxes"].float(), batch) for label in labels]
         else:
-            batch, boxes, classes = _prepared(student, images, targets)
+            batch, boxes = self.frame(student, images, targets)
+            _, classes = check_targets(targets, batch, student.config.num_labels)
             labels = [
                 {"class_labels": label, "boxes": to_relative(box, batch)}
                 for label, box in zip(classes, boxes, strict=True)
             ]
         output = student(pixel_values=batch, labels=labels)
-        return StudentStep(_by_name(output.loss_dict), batch, boxes)
+        return StudentStep(_by_name(output.loss_dict, _neck("student", student).weights), batch, boxes)
 
     def run_backbone(self, model: Any, batch: Tensor) -> Any:
         return model(pixel_values=batch)
@@ -67,7 +76,7 @@ class HuggingFaceAdapter(DetectorAdapter):
     @torch.no_grad()
     def predict(self, model: Any, images: Any) -> list[dict[str, Tensor]]:
         """The best ``num_queries`` pairs of box and class, as the image processor's post-processing takes them."""
-        batch = stack_images(images, _largest_stride(model), 0.0)
+        batch = _batch(model, images)
         output = model(pixel_values=batch)
         classes = output.logits.shape[-1]
         scores, flat = output.logits.sigmoid().flatten(1).topk(output.logits.shape[1])
@@ -80,35 +89,91 @@ class HuggingFaceAdapter(DetectorAdapter):
         return None  # the paper distils no detector of this kind
 
     def frame(self, model: Any, images: Any, targets: Any) -> Frame:
-        return Frame(*_prepared(model, images, targets)[:2])
+        batch = _batch(model, images)
+        boxes, _ = check_targets(targets, batch, model.config.num_labels)
+        return Frame(batch, boxes)
+
+    def probe_size(self, model: Any) -> tuple[int, int]:
+        divisor = _neck("model", model).divisor
+        side = -(-320 // divisor) * divisor
+        return side, side
 
     def picture(self, model: Any, batch: Tensor) -> Tensor:
-        return batch.detach().float().clamp(0, 1)
+        batch = batch.detach().float()
+        if _neck("model", model).normalised:
+            mean, std = _imagenet(batch)
+            batch = batch * std + mean
+        return batch.clamp(0, 1)
 
 
-def _check(role: str, model: Any) -> None:
-    encoder = getattr(getattr(model, "model", None), "encoder", None)
-    if not hasattr(encoder, "fpn_blocks") or not hasattr(encoder, "pan_blocks"):
-        raise FGDTypeError(
-            f"{role}: expected RT-DETR, RT-DETRv2 or D-FINE for object detection, got {type(model).__name__}; for "
-            "another neck write an adapter (docs/guides/your-own-family.md)"
-        )
+class _Neck(NamedTuple):
+    """What differs between the kinds of detectors.
+
+    Args:
+        layers: whose outputs are distilled, from fine to coarse.
+        divisor: of the batch's height and width, in pixels.
+        normalised: whether the batch is normalised, and square.
+        weights: of the losses in ``loss_dict``; None where they have them already.
+    """
+
+    layers: list[str]
+    divisor: int
+    normalised: bool
+    weights: dict[str, float] | None
 
 
-def _prepared(model: Any, images: Any, targets: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The batch, and each image's boxes in its pixels and labels."""
-    batch = stack_images(images, _largest_stride(model), 0.0)
-    return batch, *check_targets(targets, batch, model.config.num_labels)
+def _neck(role: str, model: Any) -> _Neck:
+    """Raises TypeError for a model of another kind."""
+    inner: Any = getattr(model, "model", None)
+    encoder: Any = getattr(inner, "encoder", None)
+    if hasattr(encoder, "fpn_blocks") and hasattr(encoder, "pan_blocks"):
+        # The hybrid encoder's maps: of the top-down path only the last one leaves it, of the bottom-up path all.
+        bottom_up = [f"model.encoder.pan_blocks.{i}" for i in range(len(encoder.pan_blocks))]
+        layers = [f"model.encoder.fpn_blocks.{len(encoder.fpn_blocks) - 1}", *bottom_up]
+        return _Neck(layers, max(model.config.feat_strides), False, None)
+    if hasattr(getattr(inner, "backbone", None), "projector") and hasattr(model, "bbox_embed"):
+        backbone = model.config.backbone_config
+        windows = getattr(backbone, "num_windows_side", backbone.num_windows)
+        weights = {
+            "loss_ce": model.config.class_loss_coefficient,
+            "loss_bbox": model.config.bbox_loss_coefficient,
+            "loss_giou": model.config.giou_loss_coefficient,
+        }
+        return _Neck(["model.backbone.projector"], backbone.patch_size * windows, True, weights)
+    raise FGDTypeError(
+        f"{role}: expected RT-DETR, RT-DETRv2, D-FINE, RF-DETR or LW-DETR for object detection, got "
+        f"{type(model).__name__}; for another neck write an adapter (docs/guides/your-own-family.md)"
+    )
 
 
-def _largest_stride(model: Any) -> int:
-    return max(model.config.feat_strides)
+def _batch(model: Any, images: Any) -> Tensor:
+    neck = _neck("model", model)
+    batch = stack_images(images, neck.divisor, 0.0)
+    if not neck.normalised:
+        return batch
+    mean, std = _imagenet(batch)
+    sizes = [image.shape[-2:] for image in images]
+    side = max(batch.shape[-2:])
+    batch = F.pad((batch - mean) / std, (0, side - batch.shape[3], 0, side - batch.shape[2]))
+    for image, (height, width) in zip(batch, sizes, strict=True):
+        image[:, height:], image[:, :, width:] = 0, 0  # the mean, as where a processor pads what it normalised
+    return batch
 
 
-def _by_name(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``loss_vfl``, ``loss_vfl_aux_0``, ``loss_vfl_dn_1`` … as one."""
+def _imagenet(like: Tensor) -> tuple[Tensor, Tensor]:
+    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    mean, std = (like.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return mean, std
+
+
+def _by_name(losses: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> dict[str, Tensor]:
+    """``loss_vfl``, ``loss_vfl_aux_0``, ``loss_vfl_dn_1``, ``loss_ce_enc`` … as one, weighted."""
     sums: dict[str, Tensor] = {}
     for name, loss in losses.items():
-        base = re.sub(r"(_aux|_dn)?_\d+$", "", name)
+        base = re.sub(r"(((_aux|_dn)?_\d+)|_enc)$", "", name)
+        if weights is not None and base not in weights:
+            continue  # counts errors, for logs
+        loss = loss if weights is None else loss * weights[base]
         sums[base] = sums[base] + loss if base in sums else loss
     return sums
