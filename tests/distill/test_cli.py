@@ -1,5 +1,6 @@
 import csv
 import math
+import re
 import subprocess
 import sys
 
@@ -116,9 +117,24 @@ def test_help_of_training_is_a_page(capsys, command):
 
 @pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if not command.parses])
 def test_help_of_the_tools_names_the_command(capsys, command):
+    cli.main([command, "--help"])
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: fgd-distill {command}")
+    assert len(told.splitlines()) < 60 and max(map(len, told.splitlines())) <= 120
     with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
-    assert f"usage: fgd-distill {command}" in capsys.readouterr().out
+        cli.main([command, "--help-all"])
+    parsers = capsys.readouterr().out
+    assert f"usage: fgd-distill {command}" in parsers
+    # An option of the page is one of the parser's, and the other way round.
+    known = set(re.findall(r"--[a-z_]+", parsers)) - {"--help", "--config", "--print_config", "--print_shtab"}
+    assert known == set(re.findall(r"^  (--[a-z_]+)", told, re.M))
+
+
+@pytest.mark.parametrize(("command", "option"), [("calibrate", "--total"), ("profile", "--warmup")])
+def test_help_of_what_takes_a_configuration_begins_with_its_own_options(capsys, command, option):
+    cli.main([command, "--help"])
+    told = capsys.readouterr().out
+    assert option in told and "fgd-distill fit --help" in told and len(told.splitlines()) < 30
 
 
 @pytest.mark.parametrize(
@@ -158,7 +174,9 @@ def test_errors_of_the_loss_end_without_a_traceback(fit_args, teacher_file, tmp_
         cli.main(fit_args(tmp_path, *wrong))
 
 
-@pytest.mark.parametrize("args", [["--help"], ["trian"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["trian"], ["fit", "--help"], ["predict", "--help"], ["calibrate", "--help"]]
+)
 def test_help_and_slips_load_nothing_heavy(args):
     """A second is what a user waits for a page of help."""
     code = f"""

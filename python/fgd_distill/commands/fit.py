@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ..processes import leave_processes
 from ..training.run import run
-from .fit_help import help_page
 
 
 def fit(options: Sequence[str]) -> None:
@@ -20,8 +19,5 @@ def validate(options: Sequence[str]) -> None:
 
 
 def _run(command: str, options: Sequence[str]) -> None:
-    if {"-h", "--help"} & set(options):
-        print(help_page(command))
-    else:
-        run([command, *("--help" if option == "--help-all" else option for option in options)])
-        leave_processes()
+    run([command, *options])
+    leave_processes()

@@ -80,8 +80,13 @@ def main(args: Sequence[str] | None = None) -> None:
     name, options = args[0], args[1:]
     if name not in COMMANDS:
         sys.exit(f"fgd-distill: expected one of the commands {', '.join(COMMANDS)}; got {name!r}")
+    if {"-h", "--help"} & set(options):
+        from .help import help_page
+
+        print(help_page(name, COMMANDS[name].function))
+        return
     try:
-        run_command(name, options)
+        run_command(name, ["--help" if option == "--help-all" else option for option in options])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
