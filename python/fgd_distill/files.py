@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from .errors import FGDError, FGDOSError
 
 try:
@@ -83,7 +81,7 @@ def write_bytes(path: str | Path, *parts: Any, tidy: bool = True) -> None:
     Raises:
         OSError: it cannot be written; the message says why, and how many bytes it needs.
     """
-    _write(Path(path), lambda out: [out.write(part) for part in parts], tidy)
+    write_stream(path, lambda out: [out.write(part) for part in parts], tidy)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -91,16 +89,19 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def save_tensors(path: str | Path, content: Any) -> None:
-    """``torch.save``, without a copy of the file in memory, and on the disk when it returns.
+def write_stream(path: str | Path, write: Callable[[Any], object], tidy: bool = True, durable: bool = False) -> None:
+    """Writes the file ``path`` by a function that takes an open file.
+
+    Args:
+        path: the file to (over)write. Its parent folder is made when it is missing.
+        write: calls ``write`` of its argument, and closes nothing.
+        tidy: as for ``atomic_path``.
+        durable: whether the file is on the disk when this returns.
 
     Raises:
         OSError: it cannot be written; the message says why, and how many bytes it needs.
     """
-    _write(Path(path), lambda out: torch.save(content, out), durable=True)
-
-
-def _write(path: Path, write: Callable[[Any], object], tidy: bool = True, durable: bool = False) -> None:
+    path = Path(path)
     with atomic_path(path, tidy) as temporary:
         counted = _Counted(open(temporary, "wb"))  # noqa: SIM115
         try:

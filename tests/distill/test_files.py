@@ -13,7 +13,8 @@ import torch
 
 from fgd_distill import files
 from fgd_distill.errors import FGDOSError, FGDValueError
-from fgd_distill.files import atomic_folder, atomic_path, remove_stale, save_tensors, write_bytes, write_text
+from fgd_distill.files import atomic_folder, atomic_path, remove_stale, write_bytes, write_text
+from fgd_distill.tensor_files import save_tensors
 
 TENSORS = {"weight": torch.arange(50_000.0)}  # 200 kB
 

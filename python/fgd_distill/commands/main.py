@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import textwrap
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from ..shipped import CONFIGS
+
+# No room, or no right to write.
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except Exception as error:
         from ..errors import FGDError  # whatever raises it has loaded torch already; --help must not
 
-        if not isinstance(error, FGDError):
-            raise
-        sys.exit(f"fgd-distill {name}: {error}")
+        if isinstance(error, FGDError):
+            sys.exit(f"fgd-distill {name}: {error}")
+        if isinstance(error, OSError) and error.errno in STORAGE:  # of a log or another file that a library writes
+            sys.exit(f"fgd-distill {name}: {error.filename or 'a file'}: {error.strerror}")
+        raise
 
 
 def usage() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from ..data.labels import CategoryLabels
 from ..errors import FGDFileNotFoundError, FGDValueError
-from ..files import atomic_write
+from ..tensor_files import described, read_tensors, save_tensors
 from .by_name import DetectorConfig, build_detector
-from .weights import load_weights
+from .weights import load_state
 
 STUDENT_PREFIX = "student."
 COMPILED_PREFIX = "_orig_mod."  # where torch.compile(module) took a module's place
@@ -62,17 +61,15 @@ def read_checkpoint(checkpoint: str | Path) -> StoredStudent:
     """
     if not Path(checkpoint).is_file():
         raise FGDFileNotFoundError(f"checkpoint: expected a file, found none at {checkpoint}")
-    expected = f"{checkpoint}: expected a checkpoint of fgd-distill fit"
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise FGDValueError(f"{expected}, could not read it: {error}") from error
+    expected = "a checkpoint of fgd-distill fit"
+    content = read_tensors(checkpoint, expected)
     if not isinstance(content, Mapping) or "detector" not in content:
-        got = f"the keys {sorted(content)[:8]}" if isinstance(content, Mapping) else type(content).__name__
-        raise FGDValueError(f"{expected}, got {got}")
-    labels = CategoryLabels.from_state(content.get("labels"))
-    student = student_state_dict(content)
-    return StoredStudent(DetectorConfig(**content["detector"]), student, labels, content.get("adapter"))
+        raise FGDValueError(f"{checkpoint}: expected {expected}, got {described(content)}")
+    try:
+        config, labels = DetectorConfig(**content["detector"]), CategoryLabels.from_state(content.get("labels"))
+        return StoredStudent(config, student_state_dict(content), labels, content.get("adapter"))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise FGDValueError(f"{checkpoint}: expected {expected}, got one of another structure: {error!r}") from error
 
 
 def export_student(checkpoint: str, output: str, dtype: Literal["float32", "float16"] = "float32") -> None:
@@ -92,10 +89,6 @@ def export_student(checkpoint: str, output: str, dtype: Literal["float32", "floa
     stored = read_checkpoint(checkpoint)
     kept: torch.dtype = getattr(torch, dtype)
     state = {name: value.to(kept) if value.is_floating_point() else value for name, value in stored.state.items()}
-
-    def write(path: Path) -> None:
-        torch.save(state, path)
-        load_weights(build_detector(stored.config), path)
-
-    atomic_write(output, write)
+    load_state(build_detector(stored.config), state, Path(checkpoint))
+    save_tensors(output, state)
     print(f"wrote {len(state)} tensors, {Path(output).stat().st_size / 1e6:.1f} MB, to {output}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import FGDFileNotFoundError, FGDValueError
+from ..tensor_files import described, read_tensors
 
 PACKAGE_WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -48,18 +47,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file holds something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise FGDValueError(
-            f"{path}: expected a file of torch.save with tensors, could not read it: {error}"
-        ) from error
+    state = read_tensors(path, "a file of torch.save with tensors")
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         is_checkpoint = isinstance(state, dict) and "state_dict" in state
         hint = "; make one with: fgd-distill export-student" if is_checkpoint else ""
-        raise FGDValueError(f"{path}: expected a state dict of tensors, got {_describe(state)}{hint}")
+        raise FGDValueError(f"{path}: expected a state dict of tensors, got {described(state)}{hint}")
     return state
 
 
@@ -70,7 +64,3 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         lines = str(error).splitlines()
         shown = "\n".join(line[:300] for line in lines[:8])
         raise FGDValueError(f"{path}: the weights do not fit {type(model).__name__}:\n{shown}") from error
-
-
-def _describe(state: object) -> str:
-    return f"a dict with the keys {list(state)[:5]}" if isinstance(state, dict) else type(state).__name__

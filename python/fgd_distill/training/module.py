@@ -29,6 +29,7 @@ from ..distiller import DetectionDistiller
 from ..errors import FGDTypeError, FGDValueError
 from ..inheriting import inherit as inherit_from
 from ..schedule import Schedule
+from .checkpoint_io import use_whole_checkpoints
 from .learning_rate import LrMilestones
 from .precision import keep_boxes
 from .teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
@@ -121,6 +122,7 @@ class DetectionModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         keep_boxes(self.trainer)
+        use_whole_checkpoints(self.trainer)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])

@@ -66,6 +66,10 @@ class DistillCLI(LightningCLI):
         with_run_progress(trainer)
         return trainer
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning reads the whole checkpoint here, for settings of the model, of which ours has none.
+        pass
+
     def before_instantiate_classes(self) -> None:
         # The file that a training writes has everything, whatever it was built on.
         (self.config if self.subcommand is None else self.config[self.subcommand]).base = None
