@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 SITE := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs
 
-.PHONY: demo test bench wheel lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
+.PHONY: demo test bench wheel wheel-test lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
 
 help:
 	@grep -E '^# ' Makefile | head -1
@@ -61,6 +61,10 @@ gpu-bench: $(VENV)/.installed
 # and one without.
 wheel: $(VENV)/.dependencies
 	$(RUN)/python devtools/wheels/build.py cpu $(if $(shell command -v nvcc),cuda)
+
+# Slow tests of what a release consists of: the wheel with CUDA kernels, fresh environments. TORCH=2.13.0: with that one.
+wheel-test: $(VENV)/.dependencies
+	TORCH=$(TORCH) $(RUN)/python -m pytest -m release tests/install
 
 lint: $(VENV)/.dependencies
 	$(RUN)/ruff check .

