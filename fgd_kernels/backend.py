@@ -63,10 +63,10 @@ def _triton_status() -> BackendStatus:
     return BackendStatus(True, "compiled by Triton at first use")
 
 
-def check_backend(name: str) -> None:
+def check_backend(name: str, argument: str = "backend") -> None:
     """Raise FGDValueError unless a backend, or 'auto', has that name; whether it runs here is asked when it is to."""
     if name != "auto" and name not in BACKENDS:
-        raise FGDValueError(f"backend: expected 'auto' or one of {', '.join(BACKENDS)}, got {name!r}")
+        raise FGDValueError(f"{argument}: expected 'auto' or one of {', '.join(BACKENDS)}, got {name!r}")
 
 
 @torch.compiler.assume_constant_result
@@ -80,15 +80,16 @@ def choose_backend(requested: str, device: str, float64: bool = False) -> str:
         FGDValueError: there is no backend of that name, or it does not serve that device.
         FGDRuntimeError: it was asked for by name and cannot run here; the message says why.
     """
-    if requested == "auto":
-        requested = os.environ.get("FGD_BACKEND", "auto")
+    source = "backend"
+    if requested == "auto" and "FGD_BACKEND" in os.environ:
+        requested, source = os.environ["FGD_BACKEND"], "FGD_BACKEND"
     if requested == "auto":
         if device == "meta":
             return "cpu" if _status("cpu").available else "reference"  # shapes alone
         if device in ("cpu", "cuda") and _status(device).available:
             return device
         return "triton" if device == "cuda" and _status("triton").available and not float64 else "reference"
-    check_backend(requested)
+    check_backend(requested, source)
     status = _status(requested)
     if not status.available:
         raise FGDRuntimeError(f"backend {requested!r} cannot run here: {status.reason}")
