@@ -232,7 +232,9 @@ def pair():
 def test_training_steps_lower_the_loss_and_boxes_share_the_maps_frame(config, own, stride):
     torch.manual_seed(0)
     distiller = make_distiller(build(config()), build(config(32)))
-    assert isinstance(distiller.adapter, MMDetectionAdapter) and distiller.student_layers == ["neck"]
+    # As published: all maps of a one-stage detector, P2 to P5 of a two-stage one.
+    layers = ["neck"] if "roi_head" not in config() else [f"neck.fpn_convs.{level}" for level in range(4)]
+    assert isinstance(distiller.adapter, MMDetectionAdapter) and distiller.student_layers == layers
     # Padded to multiples of 32. Rows 12/8 to ceil(30/8), columns 8/8 to ceil(50/8); at stride 4: 12/4, 30/4, 8/4, 50/4.
     size, rows, columns = ((8, 8), (1, 4), (1, 7)) if stride == 8 else ((16, 16), (3, 8), (2, 13))
     assert_one_box_covers(distiller, two_images(), (64, 64), [8.0, 12.0, 50.0, 30.0], size, rows, columns)

@@ -82,14 +82,14 @@ class Family(NamedTuple):
     Args:
         build: makes it with random weights.
         losses: names of its own losses.
-        layer: what is tapped if no layer is named.
+        layers: what is tapped if no layer is named.
         where: the frame, the box in it, the size of the first map and the rows and columns that the box covers.
         training: steps, learning rate and the distillation's share of the loss.
     """
 
     build: Callable[..., nn.Module]
     losses: set[str]
-    layer: str
+    layers: list[str]
     where: dict
     training: dict
 
@@ -110,12 +110,13 @@ SSD = {
 QUICK = {"steps": 5, "lr": 1e-4, "share": 1.0}
 SLOW = {"steps": 7, "lr": 3e-4, "share": 3.0}  # batch statistics over maps of one pixel
 RPN = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+P2_TO_P5 = [f"backbone.fpn.layer_blocks.{level}" for level in range(4)]  # not the pooled level: as published
 FAMILIES = {
-    "retinanet": Family(retinanet, {"classification", "bbox_regression"}, "backbone.fpn", ONE_STAGE, QUICK),
-    "fcos": Family(fcos, {"classification", "bbox_regression", "bbox_ctrness"}, "backbone.fpn", ONE_STAGE, QUICK),
-    "faster_rcnn": Family(faster_rcnn, RPN, "backbone.fpn", TWO_STAGE, QUICK),
-    "mask_rcnn": Family(mask_rcnn, RPN | {"loss_mask"}, "backbone.fpn", TWO_STAGE, QUICK),
-    "ssdlite": Family(ssdlite, {"classification", "bbox_regression"}, "backbone", SSD, SLOW),
+    "retinanet": Family(retinanet, {"classification", "bbox_regression"}, ["backbone.fpn"], ONE_STAGE, QUICK),
+    "fcos": Family(fcos, {"classification", "bbox_regression", "bbox_ctrness"}, ["backbone.fpn"], ONE_STAGE, QUICK),
+    "faster_rcnn": Family(faster_rcnn, RPN, P2_TO_P5, TWO_STAGE, QUICK),
+    "mask_rcnn": Family(mask_rcnn, RPN | {"loss_mask"}, P2_TO_P5, TWO_STAGE, QUICK),
+    "ssdlite": Family(ssdlite, {"classification", "bbox_regression"}, ["backbone"], SSD, SLOW),
 }
 
 
@@ -132,11 +133,11 @@ def batch():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_steps_lower_the_loss_and_boxes_share_the_maps_frame(name, batch):
-    build, losses, layer, where, training = FAMILIES[name]
+    build, losses, layers, where, training = FAMILIES[name]
     torch.manual_seed(0)
     distiller = make_distiller(build(), build(), training["share"], batch)
     assert type(distiller.adapter) is TorchvisionAdapter
-    assert distiller.student_layers == distiller.teacher_layers == [layer]
+    assert distiller.student_layers == distiller.teacher_layers == layers
     assert_one_box_covers(distiller, batch, **where)
     assert_steps_lower_the_loss(distiller, batch, losses, training["steps"], training["lr"])
 

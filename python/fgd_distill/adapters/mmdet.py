@@ -28,8 +28,14 @@ class MMDetectionAdapter(DetectorAdapter):
         return [name for name, _ in model.named_children() if name not in ("data_preprocessor", "backbone")]
 
     def default_layers(self, model: Any) -> list[str]:
+        """The neck: of one-stage detectors all levels, of two-stage ones with an FPN, as published, those that are not
+        pooled from another. Without a neck, the backbone."""
         _check("model", model)
-        return ["neck" if model.with_neck else "backbone"]
+        if not model.with_neck:
+            return ["backbone"]
+        if getattr(model, "with_roi_head", False) and hasattr(model.neck, "fpn_convs"):
+            return [f"neck.fpn_convs.{level}" for level in range(len(model.neck.lateral_convs))]
+        return ["neck"]
 
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):

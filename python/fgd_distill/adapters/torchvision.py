@@ -29,9 +29,15 @@ class TorchvisionAdapter(DetectorAdapter):
         return "backbone.fpn", "head", "rpn", "roi_heads"
 
     def default_layers(self, model: nn.Module) -> list[str]:
+        """The neck: of one-stage detectors all levels, of two-stage ones, as published, those that are not pooled from
+        another, which are P2 to P5. SSD has none; its backbone returns the maps that the head gets."""
         _check("model", model)
-        # SSD has no neck; its backbone returns the maps that the head gets.
-        return ["backbone.fpn" if hasattr(model.backbone, "fpn") else "backbone"]
+        fpn = getattr(model.backbone, "fpn", None)
+        if fpn is None:
+            return ["backbone"]
+        if _is_two_stage(model) and hasattr(fpn, "layer_blocks"):
+            return [f"backbone.fpn.layer_blocks.{level}" for level in range(len(fpn.layer_blocks))]
+        return ["backbone.fpn"]
 
     def check_pair(self, student: nn.Module, teacher: nn.Module) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
