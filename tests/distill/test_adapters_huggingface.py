@@ -140,19 +140,15 @@ def test_the_frame_without_a_step(pair):
 
 def test_relatives_whose_neck_is_not_known_are_refused():
     """Not by an AttributeError from deep inside; their classes are of the package, so they get this adapter."""
-    small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5}
-    backbone = build().config.backbone_config
-    detr = transformers.DetrForObjectDetection(
-        transformers.DetrConfig(backbone_config=backbone, use_timm_backbone=False, **small, **heads)
-    )
-    assert type(adapter_for(detr)) is HuggingFaceAdapter
-    for asked in (detr, detr.model, torch.nn.Identity()):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    yolos = transformers.YolosForObjectDetection(transformers.YolosConfig(image_size=[32, 32], **small))
+    assert type(adapter_for(yolos)) is HuggingFaceAdapter
+    for asked in (yolos, yolos.vit, torch.nn.Identity()):
         for method in ("default_layers", "neck_and_head"):
             with pytest.raises(TypeError, match="model: expected RT-DETR.*got .*your-own-family"):
                 getattr(HuggingFaceAdapter(), method)(asked)
-    with pytest.raises(TypeError, match="expected RT-DETR.*got DetrForObjectDetection"):
-        distil(detr, build(), verbose=False)
+    with pytest.raises(TypeError, match="expected RT-DETR.*got YolosForObjectDetection"):
+        distil(yolos, build(), verbose=False)
 
 
 def test_wrong_input_is_told(pair):

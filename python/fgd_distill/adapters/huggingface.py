@@ -1,4 +1,4 @@
-"""Hugging Face's RT-DETR, RF-DETR and their relatives (package ``transformers``)."""
+"""Hugging Face's DETR, RT-DETR, RF-DETR and their relatives (package ``transformers``)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .batches import check_targets, detection, stack_images, to_pixels, to_relat
 
 
 class HuggingFaceAdapter(DetectorAdapter):
-    """``RTDetrForObjectDetection`` and its V2, ``DFineForObjectDetection``, ``RfDetrForObjectDetection`` and
-    ``LwDetrForObjectDetection``.
+    """``RTDetrForObjectDetection`` and its V2, ``DFineForObjectDetection``, ``RfDetrForObjectDetection``,
+    ``LwDetrForObjectDetection``, ``DetrForObjectDetection``, and those of Conditional, DAB and Deformable DETR.
 
-    They take a ready tensor, as their image processors make it: in 0..1, and for RF-DETR and LW-DETR normalised by
-    ImageNet's mean and deviation. Images of several sizes are padded at the right and at the bottom to a common
-    multiple of the largest stride, or to a square that the windows of RF-DETR and LW-DETR divide. Labels count from 0.
-    ``images`` may also be the dict that the image processor makes (``pixel_values``, ``labels``), with ``targets``
-    None.
+    They take a ready tensor, as their image processors make it: in 0..1 for RT-DETR and D-FINE, normalised by
+    ImageNet's mean and deviation for the others. Images of several sizes are padded at the right and at the bottom to
+    a common multiple of the largest stride, or to a square that the windows of RF-DETR and LW-DETR divide. Labels
+    count from 0. ``images`` may also be the dict that the image processor makes (``pixel_values``, ``labels``), with
+    ``targets`` None.
 
     Losses carry their weights; those of the decoder's layers, of the proposals and of the denoising queries are summed
     by name.
@@ -47,7 +47,7 @@ class HuggingFaceAdapter(DetectorAdapter):
                 f"{told[0]} and a teacher whose is {told[1]}"
             )
         if ours.divisor % theirs.divisor:
-            what = "window" if ours.normalised else "stride"
+            what = "window" if ours.square else "stride"
             raise FGDValueError(
                 f"teacher: its largest {what}, {theirs.divisor}, must divide the student's, {ours.divisor}"
             )
@@ -75,13 +75,19 @@ class HuggingFaceAdapter(DetectorAdapter):
 
     @torch.no_grad()
     def predict(self, model: Any, images: Any) -> list[dict[str, Tensor]]:
-        """The best ``num_queries`` pairs of box and class, as the image processor's post-processing takes them."""
+        """The best ``num_queries`` pairs of box and class, as the image processor's post-processing takes them; of
+        DETR, each query's best class."""
         batch = _batch(model, images)
         output = model(pixel_values=batch)
-        classes = output.logits.shape[-1]
-        scores, flat = output.logits.sigmoid().flatten(1).topk(output.logits.shape[1])
+        queries, classes = output.logits.shape[1:]
+        if classes > model.config.num_labels:  # the last one is 'no object'
+            scores, labels = output.logits.softmax(-1)[..., :-1].max(-1)
+            boxes = torch.arange(queries, device=batch.device).expand_as(labels)
+        else:
+            scores, flat = output.logits.sigmoid().flatten(1).topk(queries)
+            boxes, labels = flat // classes, flat % classes
         return [
-            detection(to_pixels(output.pred_boxes[n, flat[n] // classes], batch), scores[n], flat[n] % classes, image)
+            detection(to_pixels(output.pred_boxes[n, boxes[n]], batch), scores[n], labels[n], image)
             for n, image in enumerate(images)
         ]
 
@@ -112,13 +118,15 @@ class _Neck(NamedTuple):
     Args:
         layers: whose outputs are distilled, from fine to coarse.
         divisor: of the batch's height and width, in pixels.
-        normalised: whether the batch is normalised, and square.
+        normalised: whether the batch is normalised.
+        square: whether it is square.
         weights: of the losses in ``loss_dict``; None where they have them already.
     """
 
     layers: list[str]
     divisor: int
     normalised: bool
+    square: bool
     weights: dict[str, float] | None
 
 
@@ -130,20 +138,30 @@ def _neck(role: str, model: Any) -> _Neck:
         # The hybrid encoder's maps: of the top-down path only the last one leaves it, of the bottom-up path all.
         bottom_up = [f"model.encoder.pan_blocks.{i}" for i in range(len(encoder.pan_blocks))]
         layers = [f"model.encoder.fpn_blocks.{len(encoder.fpn_blocks) - 1}", *bottom_up]
-        return _Neck(layers, max(model.config.feat_strides), False, None)
+        return _Neck(layers, max(model.config.feat_strides), False, False, None)
     if hasattr(getattr(inner, "backbone", None), "projector") and hasattr(model, "bbox_embed"):
         backbone = model.config.backbone_config
         windows = getattr(backbone, "num_windows_side", backbone.num_windows)
-        weights = {
-            "loss_ce": model.config.class_loss_coefficient,
-            "loss_bbox": model.config.bbox_loss_coefficient,
-            "loss_giou": model.config.giou_loss_coefficient,
-        }
-        return _Neck(["model.backbone.projector"], backbone.patch_size * windows, True, weights)
+        weights = _weights(model.config, model.config.class_loss_coefficient)
+        return _Neck(["model.backbone.projector"], backbone.patch_size * windows, True, True, weights)
+    if hasattr(inner, "input_projection") and hasattr(model, "bbox_predictor"):  # one map, of the backbone's last stage
+        return _Neck(["model.input_projection"], 32, True, False, _weights(model.config))
+    if hasattr(inner, "input_proj") and hasattr(model, "bbox_embed"):
+        layers = [f"model.input_proj.{level}" for level in range(len(inner.input_proj))]
+        return _Neck(layers, 64 if len(layers) > 3 else 32, True, False, _weights(model.config))
     raise FGDTypeError(
-        f"{role}: expected RT-DETR, RT-DETRv2, D-FINE, RF-DETR or LW-DETR for object detection, got "
-        f"{type(model).__name__}; for another neck write an adapter (docs/guides/your-own-family.md)"
+        f"{role}: expected RT-DETR, RT-DETRv2, D-FINE, RF-DETR, LW-DETR or DETR (Conditional, DAB, Deformable) for "
+        f"object detection, got {type(model).__name__}; for another neck write an adapter "
+        "(docs/guides/your-own-family.md)"
     )
+
+
+def _weights(config: Any, classes: float = 1) -> dict[str, float]:
+    return {
+        "loss_ce": classes,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+    }
 
 
 def _batch(model: Any, images: Any) -> Tensor:
@@ -153,8 +171,10 @@ def _batch(model: Any, images: Any) -> Tensor:
         return batch
     mean, std = _imagenet(batch)
     sizes = [image.shape[-2:] for image in images]
-    side = max(batch.shape[-2:])
-    batch = F.pad((batch - mean) / std, (0, side - batch.shape[3], 0, side - batch.shape[2]))
+    batch = (batch - mean) / std
+    if neck.square:
+        side = max(batch.shape[-2:])
+        batch = F.pad(batch, (0, side - batch.shape[3], 0, side - batch.shape[2]))
     for image, (height, width) in zip(batch, sizes, strict=True):
         image[:, height:], image[:, :, width:] = 0, 0  # the mean, as where a processor pads what it normalised
     return batch
