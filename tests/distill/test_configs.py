@@ -167,7 +167,7 @@ def test_mask_rcnn_of_the_paper_takes_steps(digits, tmp_path):
     )
     logged = ran.trainer.callback_metrics
     terms = {f"train/loss_fgd_{term}" for term in ("fg", "bg", "attention", "global")}
-    assert terms | {"train/loss_mask", "val/AP", "val/AP_mask", "level4/loss_fgd_fg"} <= logged.keys()
+    assert terms | {"train/loss_mask", "val/AP", "val/AP_mask", "level3/loss_fgd_fg"} <= logged.keys()
     assert all(math.isfinite(logged[name]) for name in logged if not name.startswith("val/"))
     body = ran.model.detector.backbone.body
     assert not body.conv1.weight.requires_grad and body.layer2[0].conv1.weight.requires_grad
