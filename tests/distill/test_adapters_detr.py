@@ -82,6 +82,23 @@ def test_losses_frame_and_picture(family):
     assert (adapter.preset(student), adapter.first_label(student)) == (None, 0)
 
 
+def test_a_processors_mask_of_padding_is_the_detectors():
+    torch.manual_seed(0)
+    student = build().train()
+    images, _ = two_images()
+    note = {"image_id": 0, "annotations": [{"bbox": [32, 48, 168, 72], "category_id": 2, "area": 9, "iscrowd": 0}]}
+    processor = transformers.DetrImageProcessor(do_resize=False, do_rescale=False)
+    large = [torch.nn.functional.interpolate(image[None], scale_factor=4)[0] for image in images]
+    batch = dict(processor(large, [note, note | {"image_id": 1}], return_tensors="pt"))
+    assert not batch["pixel_mask"].all()
+    step = HuggingFaceAdapter().student_step(student, batch, None)
+    torch.testing.assert_close(sum(step.losses.values()), student(**batch).loss)
+    bare = HuggingFaceAdapter().student_step(student, batch | {"pixel_mask": None}, None)
+    assert sum(bare.losses.values()) != sum(step.losses.values())
+    for boxes, right in zip(step.boxes, (200.0, 192.0), strict=True):  # cut at the second image's edge
+        torch.testing.assert_close(boxes, torch.tensor([[32.0, 48.0, right, 120.0]]), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predictions_are_those_of_the_image_processor(family):
     torch.manual_seed(0)

@@ -22,8 +22,8 @@ class HuggingFaceAdapter(DetectorAdapter):
     They take a ready tensor, as their image processors make it: in 0..1 for RT-DETR and D-FINE, normalised by
     ImageNet's mean and deviation for the others. Images of several sizes are padded at the right and at the bottom to
     a common multiple of the largest stride, or to a square that the windows of RF-DETR and LW-DETR divide. Labels
-    count from 0. ``images`` may also be the dict that the image processor makes (``pixel_values``, ``labels``), with
-    ``targets`` None.
+    count from 0. ``images`` may also be the dict that the image processor makes (``pixel_values``, ``labels``, and
+    ``pixel_mask`` if it pads), with ``targets`` None.
 
     Losses carry their weights; those of the decoder's layers, of the proposals and of the denoising queries are summed
     by name.
@@ -53,8 +53,11 @@ class HuggingFaceAdapter(DetectorAdapter):
             )
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
+        mask = {}
         if isinstance(images, Mapping):
             batch = images["pixel_values"]
+            if images.get("pixel_mask") is not None:  # of padding, where the processor made some
+                mask = {"pixel_mask": images["pixel_mask"]}
             labels = [
                 {name: torch.as_tensor(value).to(batch.device) for name, value in label.items()}
                 for label in images["labels"]
@@ -67,7 +70,7 @@ class HuggingFaceAdapter(DetectorAdapter):
                 {"class_labels": label, "boxes": to_relative(box, batch)}
                 for label, box in zip(classes, boxes, strict=True)
             ]
-        output = student(pixel_values=batch, labels=labels)
+        output = student(pixel_values=batch, labels=labels, **mask)
         return StudentStep(_by_name(output.loss_dict, _neck("student", student).weights), batch, boxes)
 
     def run_backbone(self, model: Any, batch: Tensor) -> Any:
