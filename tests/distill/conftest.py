@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from fgd_distill.digits.dataset import make_digits
 from fgd_distill.digits.detectors import digits_student, digits_teacher
+
+CATEGORIES = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
 
 
 @pytest.fixture(autouse=True)
@@ -96,5 +99,25 @@ def write_coco(tmp_path):
         path = tmp_path / "annotations.json"
         path.write_text(json.dumps(content))
         return images, path
+
+    return write
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes images of random pixels, 40x30, and a json of these entries; an entry with ``write=False`` has no file."""
+    random = np.random.default_rng(0)
+
+    def write(images, annotations=(), categories=CATEGORIES, name="annotations.json"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for image in images:
+            file = image.get("file_name")
+            if isinstance(file, str) and image.pop("write", True):
+                path = tmp_path / "images" / file
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+        content = {"images": list(images), "annotations": list(annotations), "categories": list(categories)}
+        (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path / "images", tmp_path / name
 
     return write

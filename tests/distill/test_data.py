@@ -102,7 +102,7 @@ def test_not_a_coco_json(write_coco, content):
     ("annotation", "message"),
     [
         ({"bbox": [1, 2, float("nan"), 4]}, "finite numbers in annotation 1"),
-        ({"bbox": [1, 2, "3", 4], "area": 1}, "finite numbers in annotation 1"),
+        ({"bbox": [1, 2, "wide", 4], "area": 1}, "finite numbers in annotation 1"),
         ({"bbox": [1, 2, 3, 4], "category_id": 5}, "category_id 5, which is not among the categories"),
     ],
 )

@@ -3,40 +3,16 @@
 import json
 import unicodedata
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
 from torchvision.ops import box_convert
 
-from fgd_distill.commands.predict import _Images, _listed, predict
+from fgd_distill.commands.predict import _listed, predict
 from fgd_distill.data.datamodule import CocoDataModule, CocoFolder
 from fgd_distill.data.evaluation import CocoEvaluator
-from fgd_distill.data.image_files import UnreadableImageError, read_image
-from fgd_distill.pictures.images import coco_image, image_file
 from fgd_distill.training.run import run
 
 CATEGORIES = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Writes images of random pixels and a json of these entries; images of None are not written."""
-    random = np.random.default_rng(0)
-
-    def write(images, annotations=(), categories=CATEGORIES, name="annotations.json"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        for image in images:
-            file = image.get("file_name")
-            if isinstance(file, str) and image.pop("write", True):
-                path = tmp_path / "images" / file
-                path.parent.mkdir(exist_ok=True)
-                Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
-        content = {"images": list(images), "annotations": list(annotations), "categories": list(categories)}
-        (tmp_path / name).write_text(json.dumps(content))
-        return tmp_path / "images", tmp_path / name
-
-    return write
 
 
 def _image(number, **more):
@@ -94,7 +70,7 @@ def test_ids_written_as_text_are_numbers(folder, caplog):
     data = CocoFolder(*folder(images, boxes))
     assert [data[index][1]["image_id"] for index in (0, 1)] == [1, 2]
     assert data[0][1]["labels"].tolist() == [2] and data[1][1]["boxes"].tolist() == [[1, 1, 9, 9]]
-    assert "ids that are no integers were converted: 2 x images.id, 1 x annotations.image_id" in caplog.text
+    assert "converted or filled in: 2 x images.id, 1 x annotations.image_id" in caplog.text
     assert _perfect(data) == pytest.approx(100)
 
 
@@ -114,8 +90,20 @@ def test_ids_written_as_text_are_numbers(folder, caplog):
         ([_image(1)], [_box(1, [1, 1, 5, 5], area="big")], CATEGORIES, "area to be a finite number"),
         ([_image(1)], [_box(1, [1, 1, 5, 5], iscrowd=7)], CATEGORIES, "iscrowd 0 or 1 in annotation 1"),
         ([_image(1, file_name=None)], [], CATEGORIES, r"file_name of every image, got None in images\[0\]"),
-        ([_image(1, width="wide")], [], CATEGORIES, r"width in images\[0\] \(1\.png\) to be a number of pixels"),
-        ([_image(1, height=0)], [], CATEGORIES, r"height in images\[0\] \(1\.png\) to be a number of pixels, got 0"),
+        ([_image(1, width="wide")], [], CATEGORIES, r"width in images\[0\] \('1\.png'\) to be a number of pixels"),
+        ([_image(1, height=0)], [], CATEGORIES, r"height in images\[0\] \('1\.png'\) to be a number of pixels, got 0;"),
+        ([_image(1, height=float("nan"))], [], CATEGORIES, "a number of pixels, got nan"),
+        ([_image(10**19)], [], CATEGORIES, r"integer id in images\[0\], got 1000"),
+        ([_image("9" * 5000, file_name="1.png")], [], CATEGORIES, r"integer id in images\[0\], got '9{50,80}\.\.\.;"),
+        ([_image(1)], [_box(1, [0, 0, 10**400, 5])], CATEGORIES, r"bbox .* got \[0, 0, 1000"),
+        ([_image(1)], [_box(1, [0, 0, float("nan"), 5])], CATEGORIES, r"bbox .* got \[0, 0, nan, 5\]; mend the box"),
+        (
+            [_image(1)],
+            [_box(1, None, keypoints=[1, 1, 2])],
+            CATEGORIES,
+            "bbox .* got None; .* leave the annotation out",
+        ),
+        ([_image(1)], [_box(1, {"x": 1})], CATEGORIES, "bbox .* got {'x': 1}"),
         (["1.png"], [], CATEGORIES, r"images\[0\] is an object, got '1.png'"),
     ],
 )
@@ -136,6 +124,118 @@ def test_nulls_where_a_value_is_optional(folder):
     assert data[0][1]["boxes"].tolist() == [[2, 2, 12, 7]] and data.coco.anns[1]["area"] == 50
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_with_a_mark(folder, encoding):
+    images, annotations = folder([_image(1)], [_box(1, [1, 2, 3, 4])])
+    annotations.write_text(annotations.read_text(), encoding=encoding)
+    assert CocoFolder(images, annotations)[0][1]["boxes"].tolist() == [[1, 2, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "JSONDecodeError"),
+        ("{'ü'}".encode("latin-1"), "in UTF-8, could not read it: UnicodeDecodeError"),
+        (b'{"images": [' + b"9" * 5000 + b"]}", "could not read it: ValueError: Exceeds the limit"),
+    ],
+)
+def test_files_that_are_no_json(folder, content, message):
+    images, annotations = folder([_image(1)])
+    annotations.write_bytes(content)
+    with pytest.raises(ValueError, match=f"annotations.json: expected a COCO detection json .*{message}") as error:
+        CocoFolder(images, annotations)
+    assert len(str(error.value)) < 500
+
+
+def test_boxes_that_other_tools_write_differently(folder, caplog):
+    polygon = [4, 6, 14, 6, 9, 26]
+    boxes = [
+        _box(1, ["1", "2.5", "3", "4"]),
+        _box(1, [], segmentation=[polygon, [20, 1, 30, 1, 30, 9]]),
+        {"image_id": 1, "category_id": 1, "segmentation": polygon},  # VIA: without a list of polygons around it
+    ]
+    data = CocoFolder(*folder([_image(1)], boxes))
+    assert data[0][1]["boxes"].tolist() == [[1, 2.5, 4, 6.5], [4, 1, 30, 26], [4, 6, 14, 26]]
+    assert "converted or filled in: 1 x annotations.bbox, 2 x annotations.bbox from polygons" in caplog.text
+    assert _perfect(data) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("area", [0, -1, "100", None, 100.0])
+def test_areas_that_are_placeholders_are_the_boxes(folder, area):
+    """pycocotools would ignore an object of a negative area and take one of area 0 for a small one."""
+    data = CocoFolder(*folder([_image(1)], [_box(1, [5, 5, 10, 10], area=area)]))
+    assert data.coco.anns[1]["area"] == 100 and _perfect(data) == pytest.approx(100)
+
+
+def test_boxes_that_cover_nothing_count_nowhere(folder, caplog):
+    boxes = [_box(1, [3, 5, 0, 10]), _box(1, [30, 5, -9, -9]), _box(1, [300, 5, 9, 9]), _box(1, [5, 5, 10, 10])]
+    data = CocoFolder(*folder([_image(1)], boxes))
+    assert data[0][1]["boxes"].tolist() == [[5, 5, 15, 15]] and _perfect(data) == pytest.approx(100)
+    assert "3 boxes are empty or outside their image, left out of training and evaluation" in caplog.text
+
+
+def test_annotations_of_other_images(folder, caplog):
+    data = CocoFolder(*folder([_image(1)], [_box(1, [5, 5, 10, 10]), _box(7, [5, 5, 10, 10])]))
+    assert len(data.coco.anns) == 1 and "1 annotations belong to no listed image" in caplog.text
+    with pytest.raises(ValueError, match="the image_id of none of 1 is among their ids, such as 7"):
+        CocoFolder(*folder([_image(1)], [_box(7, [5, 5, 10, 10])]))
+
+
+def test_boxes_in_other_units(folder, caplog):
+    with pytest.raises(
+        ValueError, match=r"in pixels, got numbers that all lie in 0..1, such as \[0.1, 0.2, 0.5, 0.5\]"
+    ):
+        CocoFolder(*folder([_image(1)], [_box(1, [0.1, 0.2, 0.5, 0.5]), _box(1, [0, 0, 1, 1])]))
+    assert CocoFolder(*folder([_image(1)], [_box(1, [0, 0, 1, 1]), _box(1, [0, 0, 9, 9])]))
+    assert not caplog.text
+    CocoFolder(*folder([_image(1)], [_box(1, [25, 15, 40, 30]), _box(1, [5, 5, 15, 15])]))
+    assert "1 boxes reach out of their image by more than a pixel" in caplog.text
+    assert "all would fit as x1, y1, x2, y2, but bbox is x, y, width, height" in caplog.text
+    caplog.clear()
+    CocoFolder(*folder([_image(1)], [_box(1, [30, 15, 20, 9]), _box(1, [5, 5, 15, 15], attributes={"rotation": 30.5})]))
+    assert "1 boxes reach out" in caplog.text and "x1, y1" not in caplog.text
+    assert "1 boxes have a rotation among their attributes" in caplog.text
+
+
+def test_a_file_that_is_listed_twice(folder, caplog):
+    images = [_image(1), _image(2, file_name="./1.png")]
+    same = CocoFolder(*folder(images, [_box(1, [5, 5, 10, 10]), _box(2, [5, 5, 10, 10])]))
+    assert torch.equal(same[0][1]["boxes"], same[1][1]["boxes"])
+    for others in ([], [_box(2, [1, 1, 5, 5])], [_box(2, [5, 5, 10, 10], category_id=2)]):
+        with pytest.raises(ValueError, match=r"the images \[1, 2\] of '1.png' with different boxes; merge them"):
+            CocoFolder(*folder(images, [_box(1, [5, 5, 10, 10]), *others]))
+
+
+def test_a_category_that_has_several_ids(folder, caplog):
+    categories = [{"id": 0, "name": "a"}, *CATEGORIES]
+    CocoFolder(*folder([_image(1)], [_box(1, [5, 5, 10, 10])], categories))
+    assert not caplog.text  # Roboflow's unused supercategory
+    CocoFolder(*folder([_image(1)], [_box(1, [5, 5, 10, 10]), _box(1, [1, 1, 5, 5], category_id=0)], categories))
+    assert "categories of one name have several ids and are learnt as several: ['a']" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "run_lengths",
+    [
+        {"size": [30, 40], "counts": [1, 2]},  # pycocotools would not come back from these
+        {"size": [30, 40], "counts": [-5, 1205]},
+        {"size": [40, 30], "counts": [100, 20, 1080]},
+        {"size": [30, 40], "counts": None},
+        {"size": [30, 40], "counts": "garbage!!"},
+    ],
+)
+def test_masks_that_are_none_are_left_out(folder, caplog, run_lengths):
+    good = [{"size": [30, 40], "counts": [100, 20, 1080]}, [5, 5, 15, 5, 15, 15, 5, 15]]
+    boxes = [_box(1, [3, 10, 1, 20], segmentation=mask) for mask in (run_lengths, *good)]
+    data = CocoFolder(*folder([_image(1)], boxes), with_masks=True)
+    assert data[0][1]["masks"].sum((1, 2)).tolist() == [20, 100]
+    assert "1 annotations have no usable segmentation" in caplog.text
+    with pytest.raises(ValueError, match="none of 1 annotations has a usable segmentation, such as {'size': .*; write"):
+        CocoFolder(*folder([_image(1)], boxes[:1]), with_masks=True)
+    with pytest.raises(ValueError, match=r"width and height of every image.*none in images\[0\] \('1.png'\)"):
+        CocoFolder(*folder([_image(1, width=None)], boxes), with_masks=True)
+
+
 def test_categories_of_training_and_validation_must_agree(folder, tmp_path):
     def module(val_categories, category_id=1):
         folder([_image(1)], [_box(1, [0, 0, 9, 9])], name="train.json")
@@ -149,7 +249,8 @@ def test_categories_of_training_and_validation_must_agree(folder, tmp_path):
         module(swapped).setup("fit")
     with pytest.raises(ValueError, match="1 differ: 3 is 'c' in validation only"):
         module([*CATEGORIES, {"id": 3, "name": "c"}], 3).setup("fit")
-    for fine in (CATEGORIES, CATEGORIES[:1], [*CATEGORIES, {"id": 3, "name": "c"}], [{"id": 1}]):
+    spaced = [{"id": 1, "name": "a "}, {"id": 2, "name": "b"}]
+    for fine in (CATEGORIES, CATEGORIES[:1], [*CATEGORIES, {"id": 3, "name": "c"}], [{"id": 1}], spaced):
         module(fine).setup("fit")
     module(swapped).setup("validate")
 
@@ -165,6 +266,9 @@ def test_categories_of_training_and_validation_must_agree(folder, tmp_path):
         (unicodedata.normalize("NFD", "gruß_ü.png"), unicodedata.normalize("NFC", "gruß_ü.png")),
         ("export/images/a.png", "a.png"),
         ("A.PNG", "a.png"),
+        ("a.jpg", "a.png"),
+        ("a.png ", "a.png"),
+        ("https://host/files/a.png", "a.png"),
     ],
 )
 def test_the_error_names_a_near_file(folder, listed, present):
@@ -182,109 +286,20 @@ def test_files_outside_the_folder_are_refused(folder, name):
         CocoFolder(*folder([_image(1, file_name=name, write=False)]))
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------
+def test_near_files_outside_the_folder_are_not_told(folder, tmp_path):
+    (tmp_path / "secret.png").write_text("x")
+    with pytest.raises(FileNotFoundError) as error:
+        CocoFolder(*folder([_image(1), _image(2, file_name="%2e%2e/secret.jpg", write=False)]))
+    assert "but there is" not in str(error.value)
 
 
-def _turned_jpeg(path, orientation, size=(60, 40)):
-    """An image whose left half is bright as a viewer shows it upright, stored as a camera does."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    ramp = np.tile(np.linspace(0, 255, size[0]).astype(np.uint8)[None, :, None], (size[1], 1, 3))
-    Image.fromarray(ramp).save(path, exif=exif, quality=95)
-
-
-def test_exif_turns_the_image_where_the_json_has_the_turned_size(folder, tmp_path):
-    boxes = [_box(1, [5, 40, 20, 15]), _box(1, [5, 5, 30, 34], 2)]
-    entry = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 60, "write": False}
-    images, annotations = folder([entry], boxes)
-    _turned_jpeg(images / "a.jpg", 6)
-    image, target = CocoFolder(images, annotations)[0]
-    assert image.shape == (3, 60, 40)
-    assert target["boxes"].tolist() == [[5, 40, 25, 55], [5, 5, 35, 39]]
-    assert image[0, 0].mean() < 0.1 < 0.9 < image[0, -1].mean()  # left of the file is the top of what a viewer shows
-    assert torch.equal(coco_image(images, annotations, 0)[0], image)
-    torch.testing.assert_close(image_file(images / "a.jpg")[0], image)
-    for listed in (_listed(images, str(annotations)), _listed(images, None)):
-        assert torch.equal(_Images(listed)[0].pixels, image)
-
-
-def test_exif_is_left_alone_where_the_json_has_the_stored_size(folder):
-    images, annotations = folder([{"id": 1, "file_name": "a.jpg", "width": 60, "height": 40, "write": False}])
-    _turned_jpeg(images / "a.jpg", 6)
-    assert CocoFolder(images, annotations)[0][0].shape == (3, 40, 60)
-
-
-def test_a_size_that_fits_neither_way_is_told_with_both(folder, caplog):
-    entries = [{"id": 1, "file_name": "a.jpg", "width": 50, "height": 60, "write": False}, _image(2)]
-    images, annotations = folder(entries)
-    _turned_jpeg(images / "a.jpg", 6)
-    assert CocoFolder(images, annotations)[0][1]["image_id"] == 2
-    assert "a.jpg: expected 50 x 60 pixels, as the annotations say, got 60 x 40" in caplog.text
-    with pytest.raises(ValueError, match="expected a readable image, got 0: a.jpg: expected 50 x 60"):
-        coco_image(images, annotations, 0)
-    assert _Images(_listed(images, str(annotations)))[0].pixels is None
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation(tmp_path, orientation):
-    _turned_jpeg(tmp_path / "a.jpg", orientation)
-    found = np.asarray(read_image(tmp_path / "a.jpg"))[..., 0].astype(int)
-    assert found.shape == ((40, 60) if orientation < 5 else (60, 40))
-    corners = [bool(found[y, x] > 128) for y, x in ((1, 1), (1, -2), (-2, 1), (-2, -2))]
-    bright_right, bright_left = [False, True, False, True], [True, False, True, False]
-    bright_bottom, bright_top = [False, False, True, True], [True, True, False, False]
-    shown = [bright_right, bright_left, bright_left, bright_right, bright_bottom, bright_bottom, bright_top, bright_top]
-    assert corners == shown[orientation - 1]
-
-
-@pytest.mark.parametrize(("bits", "brightest"), [(12, 4095 / 65535), (16, 1.0)])
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_by_their_range(tmp_path, bits, brightest, suffix):
-    ramp = np.linspace(0, 2**bits - 1, 40 * 30).reshape(30, 40).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / f"a.{suffix}")
-    pixels = image_file(tmp_path / f"a.{suffix}")[0]
-    torch.testing.assert_close(pixels, torch.tensor(ramp / 65535).float().expand(3, 30, 40), atol=0.5 / 255, rtol=0)
-    assert pixels.max() == pytest.approx(brightest, abs=0.5 / 255)
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix", "error"),
-    [("1", "png", 1), ("L", "png", 0), ("LA", "png", 0), ("RGB", "png", 0), ("RGBA", "png", 0), ("CMYK", "tif", 0),
-     ("YCbCr", "tif", 3), ("LAB", "tif", 3), ("P", "png", 0), ("PA", "tif", 0)],
-)  # fmt: skip
-def test_modes(tmp_path, mode, suffix, error):
-    """Each as the picture that was stored, read back by Pillow's own conversion (LAB's by its colour management)."""
-    colours = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    picture = Image.fromarray(colours)
-    if mode == "LAB":
-        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        stored, expected = ImageCms.profileToProfile(picture, *profiles, outputMode="LAB"), picture
-    else:
-        stored = picture.convert(mode)
-        expected = stored.convert("RGB")
-    stored.save(tmp_path / f"a.{suffix}")
-    found = np.asarray(read_image(tmp_path / f"a.{suffix}")).astype(int)
-    assert found.shape == (30, 40, 3) and np.abs(found - np.asarray(expected)).mean() <= error
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_numbers_without_a_range_are_refused(tmp_path, mode):
-    Image.fromarray(np.random.default_rng(0).random((30, 40)).astype({"I": np.int32, "F": np.float32}[mode])).save(
-        tmp_path / "a.tif"
-    )
-    with pytest.raises(UnreadableImageError, match=f"a.tif: expected 8 or 16 bits a channel, got Pillow's mode {mode}"):
-        read_image(tmp_path / "a.tif")
-
-
-def test_images_that_are_too_large_are_refused_before_they_are_decoded(folder, caplog, monkeypatch):
-    images, annotations = folder([_image(1), _image(2, file_name="large.png", write=False, width=None)])
-    Image.new("L", (400, 300), 99).save(images / "large.png")
-    data = CocoFolder(images, annotations, max_pixels=100_000)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(
-        UnreadableImageError, match=r"large.png: expected at most 100000 pixels \(data.max_pixels\), got"
-    ):
-        data.dataset._dataset._load_image(2)
+def test_predict_takes_a_json_of_images_alone(folder):
+    """As COCO's own image_info_test-dev2017.json: without annotations."""
+    images, annotations = folder([_image(3, width=None), _image(2)])
+    annotations.write_text(json.dumps({"images": json.loads(annotations.read_text())["images"]}))
+    assert [image.image_id for image in _listed(images, str(annotations))] == [2, 3]
+    with pytest.raises(ValueError, match=r"missing are the keys \['annotations'\]"):
+        CocoFolder(images, annotations)
 
 
 def test_opening_stays_fast(folder):

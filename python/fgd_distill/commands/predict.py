@@ -26,7 +26,7 @@ from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import write_text
 
 log = logging.getLogger(__name__)
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _detector(
 
 def _listed(folder: Path, annotations: str | None) -> list[NamedImage]:
     if annotations is not None:
-        dataset = open_coco(folder, Path(annotations))
+        dataset = open_coco(folder, Path(annotations), annotated=False)
         return [NamedImage(image_id, dataset.path_of(image_id), dataset.size_of(image_id)) for image_id in dataset.ids]
     if not folder.is_dir():
         raise FGDFileNotFoundError(f"images: expected a folder, found none at {folder}")

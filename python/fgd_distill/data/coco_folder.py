@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import os
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,7 +16,8 @@ from pycocotools.coco import COCO
 from torchvision.datasets import CocoDetection, VisionDataset
 
 from ..errors import FGDFileNotFoundError, FGDValueError
-from .coco_json import read_coco_json
+from .coco_boxes import check_boxes, check_listed_once, keep_masked
+from .coco_json import read_coco_json, shown
 from .image_files import MAX_PIXELS, read_image
 
 log = logging.getLogger("fgd_distill.data")
@@ -59,7 +59,12 @@ class CocoImages(CocoDetection):
 
 
 def open_coco(
-    images: Path, annotations: Path, masks: bool = False, skip_missing: bool = False, max_pixels: int = MAX_PIXELS
+    images: Path,
+    annotations: Path,
+    masks: bool = False,
+    skip_missing: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    annotated: bool = True,
 ) -> CocoImages:
     """Opens a COCO detection json with its images and checks both.
 
@@ -69,6 +74,7 @@ def open_coco(
         masks: whether instance masks are wanted; annotations without a usable one are then left out, and counted.
         skip_missing: leaves out listed images that are not there, and counts them, instead of refusing.
         max_pixels: of an image; larger files count as unreadable.
+        annotated: whether the json must have annotations and categories.
 
     Raises:
         FileNotFoundError: the folder, the json, or images that the json lists are missing.
@@ -79,15 +85,17 @@ def open_coco(
         raise FGDFileNotFoundError(f"expected a folder of images, found none at {images}")
     if not annotations.is_file():
         raise FGDFileNotFoundError(f"expected a COCO annotation file, found none at {annotations}")
-    content = read_coco_json(annotations)
+    content = read_coco_json(annotations, annotated)
     if not content["images"]:
         raise FGDValueError(f"{annotations}: expected at least one image, it lists none")
     _check_inside(content["images"], annotations)
+    check_boxes(content, annotations)
+    check_listed_once(content, annotations)
     dataset = CocoImages(images, content, max_pixels)
     _check_images(dataset, images, annotations, skip_missing)
-    _warn_of_useless_boxes(content, annotations)
     if masks:
-        _keep_masked(dataset, annotations)
+        keep_masked(content, annotations)
+        dataset.index()
     return dataset
 
 
@@ -98,7 +106,8 @@ def _check_inside(listed: list[dict[str, Any]], annotations: Path) -> None:
         for path in (PurePosixPath(name), PureWindowsPath(name)):
             if path.is_absolute() or path.drive or path.root or ".." in path.parts:
                 raise FGDValueError(
-                    f"{annotations}: expected file_name in images[{index}] to lie in the folder of images, got {name!r}"
+                    f"{annotations}: expected file_name in images[{index}] to lie in the folder of images, got "
+                    f"{shown(name)}"
                     "; write paths relative to that folder, without .."
                 )
 
@@ -118,10 +127,11 @@ def _check_images(dataset: CocoImages, images: Path, annotations: Path, skip_mis
     if not missing:
         return
     names = list(missing.values())
-    told = f"{annotations} lists {len(listed)} images, {len(missing)} of them are not in {images}: {names[:3]}"
+    told = f"{annotations} lists {len(listed)} images, {len(missing)} of them are not in {images}: "
+    told += ", ".join(shown(name) for name in names[:3])
     near = [(name, found) for name in names[:3] if (found := _near(images, name)) is not None]
     if near:
-        told += "; but there is " + ", ".join(f"{found!r} for {name!r}" for name, found in near)
+        told += "; but there is " + ", ".join(f"{found!r} for {shown(name)}" for name, found in near)
     if not skip_missing or len(missing) == len(listed):
         raise FGDFileNotFoundError(f"{told} ...; mend the names, or leave such images out by skip_missing")
     log.warning("%s ...; they are left out", told)
@@ -129,67 +139,23 @@ def _check_images(dataset: CocoImages, images: Path, annotations: Path, skip_mis
 
 
 def _near(images: Path, name: str) -> str | None:
-    """A file that a listed name probably means: other slashes, %20, another form of umlauts, case, or folder."""
+    """A file that a listed name probably means: other slashes, %20, another form of umlauts, case, folder or ending."""
     plain = unquote(name.replace("\\", "/"))
-    for candidate in (plain, os.path.basename(plain)):
-        wanted = _folded(os.path.basename(candidate))
-        folder = images / os.path.dirname(candidate)
-        for present in sorted(os.listdir(folder)) if folder.is_dir() else ():
-            if _folded(present) == wanted:
-                return os.path.join(os.path.dirname(candidate), present)
+    folders = {os.path.dirname(plain): None, "": None}
+    if PurePosixPath(plain).is_absolute() or ".." in PurePosixPath(plain).parts:
+        folders = {"": None}  # what lies outside is not told
+    wanted = _folded(os.path.basename(plain))
+    for same in (lambda present: present == wanted, lambda present: _stem(present) == _stem(wanted)):
+        for folder in folders:
+            for present in sorted(os.listdir(images / folder)) if (images / folder).is_dir() else ():
+                if same(_folded(present)):
+                    return os.path.join(folder, present)
     return None
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
-def _warn_of_useless_boxes(content: dict[str, Any], path: Path) -> None:
-    """Tells of boxes that cannot be learnt."""
-    sizes = {image["id"]: (image.get("width", math.inf), image.get("height", math.inf)) for image in content["images"]}
-    useless, homeless = [], 0
-    for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        frame = sizes.get(annotation["image_id"])
-        if frame is None:
-            homeless += 1
-        elif min(x + width, frame[0]) - max(x, 0) <= 0 or min(y + height, frame[1]) - max(y, 0) <= 0:
-            useless.append(annotation["id"])
-    if useless:
-        log.warning("%s: %d boxes are empty or outside their image, left out of training: annotations %s ..., counted "
-                    "from 1", path, len(useless), useless[:3])  # fmt: skip
-    if homeless:
-        log.warning("%s: %d annotations belong to no listed image", path, homeless)
-
-
-def _keep_masked(dataset: CocoImages, path: Path) -> None:
-    content = dataset.coco.dataset
-    kept = [annotation for annotation in content["annotations"] if _is_mask(annotation.get("segmentation"))]
-    left_out = len(content["annotations"]) - len(kept)
-    if not left_out:
-        return
-    if not kept:
-        raise FGDValueError(
-            f"{path}: expected instance masks, none of {left_out} annotations has a usable segmentation"
-        )
-    log.warning("%s: %d annotations have no usable segmentation and are left out", path, left_out)
-    content["annotations"] = kept
-    dataset.index()
-
-
-def _is_mask(segmentation: object) -> bool:
-    """Run lengths, or polygons of three corners or more each."""
-    if isinstance(segmentation, dict):
-        return {"counts", "size"} <= segmentation.keys()
-    return (
-        isinstance(segmentation, list) and bool(segmentation) and all(_is_polygon(polygon) for polygon in segmentation)
-    )
-
-
-def _is_polygon(polygon: object) -> bool:
-    return (
-        isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in polygon)
-    )
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]

@@ -2,45 +2,56 @@
 
 pycocotools takes a file at its word: with annotation ids that begin anew in every image (CVAT, TACO and merged files
 have them) it hands out another image's boxes, and an annotation with the id 0 counts as unmatched. So annotations are
-numbered anew, ids written as strings become numbers, and what is left out is filled in.
+numbered anew, numbers written as strings become numbers, and what is left out is filled in.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..errors import FGDValueError
+from ..errors import FGDOSError, FGDValueError
 
 log = logging.getLogger("fgd_distill.data")
 Entry = dict[str, Any]
+LARGEST_ID = 2**63 - 1  # of torch's integers
+LARGEST_COORDINATE = 1e9  # no image has as many pixels in a row; pycocotools ignores objects above 1e10 pixels
 
 
-def read_coco_json(path: Path) -> dict[str, Any]:
+def read_coco_json(path: Path, annotated: bool = True) -> dict[str, Any]:
     """The content of a COCO detection json, with integer ids and annotations numbered from 1.
 
+    Args:
+        path: of the json.
+        annotated: whether there must be annotations and categories; images alone do for a prediction.
+
     Raises:
+        OSError: it cannot be read.
         ValueError: it is no such file, or an entry makes no sense; the message names file, entry and remedy.
     """
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FGDValueError(f"{path}: expected a COCO detection json, could not read it: {error!r}") from error
+    except OSError as error:
+        raise FGDOSError(f"{path}: expected a COCO detection json, could not open it: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise FGDValueError(
+            f"{path}: expected a COCO detection json in UTF-8, could not read it: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(content, dict):
         raise FGDValueError(f"{path}: expected a COCO detection json, got a {type(content).__name__} at its top")
     for key in ("images", "annotations", "categories"):
-        entries = content.get(key)
+        entries = content.setdefault(key, []) if key != "images" and not annotated else content.get(key)
         if not isinstance(entries, list):
-            got = f"missing are the keys ['{key}']" if key not in content else f"{key} is {_shown(entries)}"
+            got = f"missing are the keys ['{key}']" if key not in content else f"{key} is {shown(entries)}"
             raise FGDValueError(f"{path}: expected a COCO detection json with lists of entries, {got}")
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 raise FGDValueError(
-                    f"{path}: expected a COCO detection json, whose {key}[{index}] is an object, got {_shown(entry)}"
+                    f"{path}: expected a COCO detection json, whose {key}[{index}] is an object, got {shown(entry)}"
                 )
     _Cleaner(path).clean(content)
     return content
@@ -52,7 +63,7 @@ class _Cleaner:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.converted: Counter[str] = Counter()
-        """By field, how many ids were written as something else than an integer."""
+        """By field, how many numbers were written as something else, or were left out and could be filled in."""
 
     def clean(self, content: dict[str, Any]) -> None:
         for index, image in enumerate(content["images"]):
@@ -65,15 +76,15 @@ class _Cleaner:
         for index, annotation in enumerate(content["annotations"]):
             self._annotation(annotation, f"annotations[{index}]", categories)
             annotation["id"] = index + 1
-        if self.converted:
-            told = ", ".join(f"{count} x {field}" for field, count in self.converted.items())
-            log.warning("%s: ids that are no integers were converted: %s", self.path, told)
+        if +self.converted:
+            told = ", ".join(f"{count} x {field}" for field, count in (+self.converted).items())
+            log.warning("%s: converted or filled in: %s", self.path, told)
 
     def _image(self, image: Entry, where: str) -> None:
         image["id"] = self._id(image, "id", where)
         name = image.get("file_name")
         if not isinstance(name, str) or not name:
-            raise FGDValueError(f"{self.path}: expected a file_name of every image, got {_shown(name)} in {where}")
+            raise FGDValueError(f"{self.path}: expected a file_name of every image, got {shown(name)} in {where}")
         for key in ("width", "height"):
             if image.get(key) is None:
                 image.pop(key, None)
@@ -81,18 +92,19 @@ class _Cleaner:
             size = _integer(image[key])
             if size is None or size < 1:
                 raise FGDValueError(
-                    f"{self.path}: expected {key} in {where} ({name}) to be a number of pixels, "
-                    f"got {_shown(image[key])}"
+                    f"{self.path}: expected {key} in {where} ({shown(name)}) to be a number of pixels, "
+                    f"got {shown(image[key])}; leave it out where it is not known"
                 )
             image[key] = size
 
     def _annotation(self, annotation: Entry, where: str, categories: set[int]) -> None:
         named = f"annotation {annotation.get('id')} ({where})"
-        box: Any = annotation.get("bbox")
-        if not _is_box(box):
-            raise FGDValueError(
-                f"{self.path}: expected bbox [x, y, width, height] of finite numbers in {named}, got {_shown(box)}"
-            )
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list) and segmentation and not any(isinstance(part, list) for part in segmentation):
+            annotation["segmentation"] = [
+                segmentation
+            ]  # VIA writes the numbers of a polygon without a list around them
+        box = annotation["bbox"] = self._box(annotation, named)
         annotation["image_id"] = self._id(annotation, "image_id", named)
         annotation["category_id"] = self._id(annotation, "category_id", named)
         if annotation["category_id"] not in categories:
@@ -102,19 +114,41 @@ class _Cleaner:
         crowd = annotation.get("iscrowd")
         annotation["iscrowd"] = 0 if crowd is None else _integer(int(crowd) if isinstance(crowd, bool) else crowd)
         if annotation["iscrowd"] not in (0, 1):
-            raise FGDValueError(f"{self.path}: expected iscrowd 0 or 1 in {named}, got {_shown(crowd)}")
+            raise FGDValueError(f"{self.path}: expected iscrowd 0 or 1 in {named}, got {shown(crowd)}")
         area = annotation.get("area")
-        if area is None:
+        if area is not None and _number(area) is None:
+            raise FGDValueError(
+                f"{self.path}: expected area to be a finite number in {named}, got {shown(area)}; leave it out, and it "
+                "is the box's"
+            )
+        # pycocotools ignores objects of a negative area, and sorts small and large ones by it.
+        annotation["area"] = _number(area) or 0
+        if annotation["area"] <= 0:
+            self.converted["annotations.area"] += area is not None
             annotation["area"] = box[2] * box[3]
-        elif not _is_number(area):
-            raise FGDValueError(f"{self.path}: expected area to be a finite number in {named}, got {_shown(area)}")
+
+    def _box(self, annotation: Entry, named: str) -> list[float]:
+        box: Any = annotation.get("bbox")
+        if box in (None, []) and (corners := _corners(annotation.get("segmentation"))):
+            xs, ys = corners[0::2], corners[1::2]
+            self.converted["annotations.bbox from polygons"] += 1
+            return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        numbers = [_number(value) for value in box] if isinstance(box, list) else []
+        finite = [number for number in numbers if number is not None]
+        if not len(finite) == len(numbers) == 4:
+            raise FGDValueError(
+                f"{self.path}: expected bbox [x, y, width, height] of finite numbers in {named}, got {shown(box)}; "
+                "mend the box, or leave the annotation out"
+            )
+        self.converted["annotations.bbox"] += finite != box
+        return finite
 
     def _id(self, entry: Entry, key: str, where: str) -> int:
         value = entry.get(key)
         number = _integer(value)
         if number is None:
             raise FGDValueError(
-                f"{self.path}: expected a COCO detection json with an integer {key} in {where}, got {_shown(value)}; "
+                f"{self.path}: expected a COCO detection json with an integer {key} in {where}, got {shown(value)}; "
                 "number images and categories, and refer to them by their numbers"
             )
         if type(value) is not int:
@@ -146,7 +180,7 @@ def check_same_categories(train: dict[str, Any], train_path: Path, val: dict[str
         if number not in theirs:
             if number in used:
                 differs.append(f"{number} is {name!r} in validation only")
-        elif None not in (name, theirs[number]) and str(name).strip() != str(theirs[number]).strip():
+        elif None not in (name, theirs[number]) and _plain(name) != _plain(theirs[number]):
             differs.append(f"{number} is {theirs[number]!r} in training and {name!r} in validation")
     if differs:
         raise FGDValueError(
@@ -155,25 +189,41 @@ def check_same_categories(train: dict[str, Any], train_path: Path, val: dict[str
         )
 
 
+def _plain(name: object) -> str:
+    return unicodedata.normalize("NFC", str(name)).strip()
+
+
 def _integer(value: object) -> int | None:
     """The integer that a value unambiguously is: 7, 7.0 or "7"; None for everything else."""
-    if type(value) is int:
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal():
-        return int(value)
-    return None
+    number: object = value
+    if isinstance(value, float):
+        number = int(value) if value.is_integer() and abs(value) < 2**53 else None  # above, floats leave integers out
+    elif isinstance(value, str):
+        number = int(value) if len(value) < 30 and value.strip().removeprefix("-").isdecimal() else None
+    return number if type(number) is int and abs(number) <= LARGEST_ID else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """The number that a value is, or is the text of; None for everything else, and beyond any image."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < LARGEST_COORDINATE else None  # nan is not, either
 
 
-def _is_box(box: object) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+def _corners(segmentation: object) -> list[float]:
+    """x and y of all corners of an annotation's polygons; none where it has no polygons."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    flat = [value for polygon in polygons if isinstance(polygon, list) for value in polygon]
+    numbers = [number for value in flat if (number := _number(value)) is not None]
+    return numbers if len(numbers) == len(flat) and len(flat) >= 6 and len(flat) % 2 == 0 else []
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value for a message, cut to a length that a line takes."""
     shown = repr(value)
     return shown if len(shown) < 80 else f"{shown[:77]}..."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from PIL import Image, ImageCms, ImageOps
 
 log = logging.getLogger("fgd_distill.data")
 MAX_PIXELS = 100_000_000
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
+WHITE_IS_ZERO = 0  # of PHOTOMETRIC
+UNTURN = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_270}  # fmt: skip
 _told: set[str] = set()
 
 
@@ -26,7 +31,8 @@ def read_image(
     EXIF orientation, as cameras write it: with ``size``, the image is turned where that makes its size the stated one;
     without, or where both ways have that size, it is turned as every viewer turns it.
 
-    16-bit greyscale is scaled by its type's range; an alpha channel is left out.
+    12- and 16-bit greyscale is scaled by its type's range; an alpha channel is left out. Of several frames the first is
+    read.
 
     Args:
         path: the file, of any format that Pillow opens.
@@ -42,22 +48,46 @@ def read_image(
     """
     name = str(path) if name is None else name
     try:
-        with Image.open(path) as image:
+        with _opened(path, max_pixels) as image:
             if image.width * image.height > max_pixels:
                 raise UnreadableImageError(
                     f"{name}: expected at most {max_pixels} pixels (data.max_pixels), "
                     f"got {image.width} x {image.height}"
                 )
-            sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-            return _rgb(_oriented(image, name, size), name, sixteen_bit)
+            scale = _full_scale(image)
+            return _rgb(_oriented(image, name, size), name, *scale)
     except UnreadableImageError:
         raise
     except Exception as error:  # PIL raises a dozen types for files that are cut or damaged
         raise UnreadableImageError(f"{name}: {type(error).__name__}: {error}") from error
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The file, opened without Pillow's own limit where ``max_pixels`` allows more than that."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None if limit is None or max_pixels > limit else limit
+        with Image.open(path) as image:
+            yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _full_scale(image: Image.Image) -> tuple[int, bool]:
+    """Of greyscale with more than 8 bits the largest value that its type has, else 0, and whether 0 is white."""
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))):
+        return 0, False
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    return 2 ** tags.get(BITS, (16,))[0] - 1, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+
+
 def _oriented(image: Image.Image, name: str, size: tuple[int, int] | None) -> Image.Image:
     orientation = image.getexif().get(ORIENTATION, 1)
+    if image.format == "TIFF":  # Pillow turns those by itself, and has so told the turned size
+        image.load()
+        turned_back = size not in (None, image.size) and size == image.size[::-1] and orientation in UNTURN
+        image, orientation = image.transpose(UNTURN[orientation]) if turned_back else image, 1
     turned_size = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     if size is not None and size not in (image.size, turned_size):
         raise UnreadableImageError(
@@ -77,11 +107,13 @@ def _oriented(image: Image.Image, name: str, size: tuple[int, int] | None) -> Im
     return ImageOps.exif_transpose(image)
 
 
-def _rgb(image: Image.Image, name: str, sixteen_bit: bool) -> Image.Image:
+def _rgb(image: Image.Image, name: str, full_scale: int, white_is_zero: bool) -> Image.Image:
     mode = image.mode
-    if sixteen_bit:  # by the type's range: a file does not say that a camera filled 12 of its 16 bits
-        values = np.asarray(image).astype(np.uint16)
-        return Image.fromarray((values // 257 + (values % 257 > 128)).astype(np.uint8), "L").convert("RGB")
+    if full_scale:  # by the type's range: a file does not say that a camera filled 12 of its 16 bits
+        values = np.asarray(image).astype(np.uint32)
+        if white_is_zero:
+            values = full_scale - values
+        return Image.fromarray(((values * 255 + full_scale // 2) // full_scale).astype(np.uint8), "L").convert("RGB")
     if mode in ("I", "F"):
         raise UnreadableImageError(
             f"{name}: expected 8 or 16 bits a channel, got Pillow's mode {mode}, 32-bit numbers without a range of "
