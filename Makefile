@@ -41,21 +41,22 @@ test: $(VENV)/.installed $(VENV)/.detectors
 bench: $(VENV)/.installed
 	$(RUN)/python -m bench.loss_cpu
 
-# The GPU side. The report needs nvcc and no GPU; the others need both, and build the CUDA kernels first.
+# The GPU side. The report needs nvcc and no GPU. The others need both, and run in the Python that has torch on that machine
+# (PYTHON=...), without an environment of their own: python3 bench/gpu_all.py --help.
 gpu-report: $(VENV)/.installed
 	$(RUN)/python -m bench.gpu_report
 
-gpu-all: $(VENV)/.installed
-	$(RUN)/python -m bench.gpu_all
+gpu-all:
+	$(PYTHON) bench/gpu_all.py
 
-gpu-test: $(VENV)/.installed
-	$(RUN)/python -m bench.gpu_all build tests
+gpu-test:
+	$(PYTHON) bench/gpu_all.py build tests-cuda tests-triton
 
-gpu-sanitize: $(VENV)/.installed
-	$(RUN)/python -m bench.gpu_all build sanitizer
+gpu-sanitize:
+	$(PYTHON) bench/gpu_all.py build sanitizer-memcheck sanitizer-racecheck sanitizer-synccheck sanitizer-initcheck
 
-gpu-bench: $(VENV)/.installed
-	$(RUN)/python -m bench.gpu_all build benchmark
+gpu-bench:
+	$(PYTHON) bench/gpu_all.py build benchmark-ours benchmark-peers
 
 # What a release consists of, into dist/: the source distribution, a wheel with CUDA kernels (where there is an nvcc)
 # and one without.

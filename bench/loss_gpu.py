@@ -2,12 +2,16 @@
 
     python -m bench.loss_gpu                      # everything: CSV in bench/results/loss_gpu.csv
     python -m bench.loss_gpu --batches 2 8 --dtypes bfloat16 --contenders ours compiled
+    python -m bench.loss_gpu --steps 1 --contenders ours      # takes steps and measures nothing, for a profiler
 
 Five levels of an 800x1344 batch (strides 8 to 128), 256 channels, 7 boxes an image. Times are medians of CUDA events
-around one step; before each, a buffer larger than the second-level cache is overwritten, so that features come from
-memory. Contenders run alternately. `gb_s` is the five units of traffic that a step needs at least (student and teacher
-read twice, the gradient written once) over the time, `of_copy` that over what Tensor.copy_ reaches on the same device.
-`peak_mib` is torch.cuda.max_memory_allocated above inputs and gradients. Without a GPU it says so and ends.
+around one step; before each, a buffer larger than the second-level cache is read, so that features come from memory and
+no line is left to be written back. Contenders run alternately, and with them, as contender `copy`, Tensor.copy_ of as
+many bytes as a step moves at least: five units of traffic (student and teacher read twice, the gradient written once).
+`gb_s` is those bytes over the time, `of_copy` the copy's time over the contender's. `ours_graph` and `triton_graph` are
+steps replayed as a CUDA graph, without the host; `ours_small` and `triton_small` the same for maps of a few pixels:
+what the launches and their small sums cost. `peak_mib` is torch.cuda.max_memory_allocated above inputs and gradients.
+Rows are written as they come. Without a GPU it says so and ends.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -26,16 +31,18 @@ from devtools.published import published_loss
 from fgd_kernels import reference
 
 CONTENDERS = ("published", "reference", "compiled", "triton", "ours")
+BACKENDS = {"ours": "cuda", "triton": "triton"}
+SMALL = ((4, 4), (3, 3), (2, 2), (2, 2), (1, 1))  # maps that cost next to nothing
 UNITS = 5  # of N·C·H·W elements, that a step moves at least
 
 
 class Problem:
     """One batch of features and boxes on the GPU, and the contenders that compute its loss."""
 
-    def __init__(self, batch: int, dtype: torch.dtype) -> None:
+    def __init__(self, batch: int, dtype: torch.dtype, levels: Sequence[tuple[int, int]] = LEVELS) -> None:
         torch.manual_seed(0)
         torch.compiler.reset()  # or the ninth problem would find the limit of recompilations reached, and run eagerly
-        shapes = [(batch, CHANNELS, h, w) for h, w in LEVELS]
+        shapes = [(batch, CHANNELS, h, w) for h, w in levels]
         self.student = [torch.randn(shape, device="cuda").to(dtype).requires_grad_() for shape in shapes]
         self.teacher = [torch.randn(shape, device="cuda").to(dtype) for shape in shapes]
         corner = torch.rand(batch, BOXES, 2) * torch.tensor([FRAME[1] * 0.8, FRAME[0] * 0.8])
@@ -43,15 +50,15 @@ class Problem:
         self.boxes = [box.cuda() for box in torch.cat([corner, corner + size], dim=2)]
         self.sizes = [FRAME] * batch
         self.packed = fgd.pack_boxes(self.boxes, self.sizes, self.boxes[0].device)
-        self.criterion = fgd.FGDLoss(CHANNELS, CHANNELS, len(LEVELS)).cuda()
+        self.criterion = fgd.FGDLoss(CHANNELS, CHANNELS, len(levels)).cuda()
         self.compiled = torch.compile(self._reference, dynamic=False)
         self.bytes = UNITS * sum(s.numel() * s.element_size() for s in self.student)
 
     def loss(self, contender: str) -> torch.Tensor:
         """The loss as one contender computes it."""
-        if contender in ("ours", "triton"):
-            self.criterion.backend = "cuda" if contender == "ours" else "triton"
-            return sum(self.criterion(self.student, self.teacher, self.boxes, self.sizes).values())
+        if contender in BACKENDS:
+            self.criterion.backend = BACKENDS[contender]
+            return sum(self.criterion(self.student, self.teacher, self.packed).values())
         return {"reference": self._reference, "compiled": self.compiled, "published": self._published}[contender]()
 
     def step(self, contender: str) -> None:
@@ -59,6 +66,21 @@ class Problem:
         for tensor in (*self.student, *self.criterion.parameters()):
             tensor.grad = None
         self.loss(contender).backward()
+
+    def graph(self, contender: str) -> torch.cuda.CUDAGraph:
+        """A step of ours, captured; the replays write the gradients of the capture."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step(contender)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        for tensor in (*self.student, *self.criterion.parameters()):
+            tensor.grad = None
+        with torch.cuda.graph(graph):
+            self.loss(contender).backward()
+        return graph
 
     def _reference(self) -> torch.Tensor:
         c = self.criterion
@@ -79,20 +101,17 @@ class Problem:
 
 
 class Device:
-    """The GPU: its copy bandwidth, a way to empty its cache, a clock."""
+    """The GPU: a way to empty its cache, and a clock."""
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(0)
         self.name = properties.name
-        self.flush = torch.empty(4 * max(properties.L2_cache_size, 32 << 20), dtype=torch.uint8, device="cuda")
-        source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
-        target = torch.empty_like(source)
-        seconds = statistics.median(self.time(lambda: target.copy_(source)) for _ in range(20))
-        self.copy_bytes_per_second = 2 * source.numel() * 4 / seconds
+        self.flush = torch.ones(max(properties.L2_cache_size, 32 << 20), dtype=torch.float32, device="cuda")
+        self.read = torch.empty((), dtype=torch.float32, device="cuda")
 
     def time(self, call) -> float:
-        """Seconds of one call on the device, with a cold cache."""
-        self.flush.zero_()
+        """Seconds of one call on the device, with a cold and clean cache."""
+        torch.sum(self.flush, dim=0, out=self.read)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(20_000_000)  # some 10 ms, in which the host runs ahead: launches do not count
         start.record()
@@ -127,30 +146,28 @@ def measure(device: Device, batch: int, dtype: str, contenders: list[str], round
     """Alternate the contenders; one row each."""
     problem = Problem(batch, getattr(torch, dtype))
     peaks = peaks_of(problem, contenders)
-    times = {name: [] for name in peaks}
+    calls = {name: lambda name=name: problem.step(name) for name in peaks}
+    for name in peaks.keys() & BACKENDS.keys():
+        calls[f"{name}_graph"] = problem.graph(name).replay
+        calls[f"{name}_small"] = Problem(batch, getattr(torch, dtype), SMALL).graph(name).replay
+    source = torch.ones(problem.bytes // 8, dtype=torch.float32, device="cuda")  # read once and written once
+    target = torch.empty_like(source)
+    calls["copy"] = lambda: target.copy_(source)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name in peaks:
-            times[name].append(device.time(lambda name=name: problem.step(name)))
-    return [row_of(problem, device, batch, dtype, name, values, peaks[name]) for name, values in times.items()]
-
-
-def row_of(problem: Problem, device: Device, batch: int, dtype: str, name: str, seconds, peak: float) -> dict:
-    """A line of the CSV."""
-    p20, median, p80 = (torch.quantile(torch.tensor(seconds), q).item() for q in (0.2, 0.5, 0.8))
-    return {
-        "contender": name,
-        "batch": batch,
-        "dtype": dtype,
-        "median_ms": round(median * 1e3, 3),
-        "p20_ms": round(p20 * 1e3, 3),
-        "p80_ms": round(p80 * 1e3, 3),
-        "runs": len(seconds),
-        "gb_s": round(problem.bytes / median / 1e9, 1),
-        "of_copy": round(problem.bytes / median / device.copy_bytes_per_second, 3),
-        "peak_mib": peak,
-        "device": device.name,
-        "copy_gb_s": round(device.copy_bytes_per_second / 1e9, 1),
-    }
+        for name, call in calls.items():
+            times[name].append(device.time(call))
+    copy = statistics.median(times["copy"])
+    rows = []
+    for name, seconds in times.items():
+        p20, median, p80 = (torch.quantile(torch.tensor(seconds), q).item() for q in (0.2, 0.5, 0.8))
+        small = name.endswith("_small")
+        row = {"contender": name, "batch": batch, "dtype": dtype}
+        row |= {"median_ms": round(median * 1e3, 3), "p20_ms": round(p20 * 1e3, 3), "p80_ms": round(p80 * 1e3, 3)}
+        row |= {"runs": len(seconds), "gb_s": "" if small else round(problem.bytes / median / 1e9, 1)}
+        row |= {"of_copy": "" if small else round(copy / median, 3), "peak_mib": peaks.get(name, "")}
+        rows.append(row | {"device": device.name})
+    return rows
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
@@ -183,13 +200,14 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, help="take so many steps of each contender, and measure nothing")
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "loss_gpu.csv")
     arguments = parser.parse_args()
     status = fgd.backends()
     if not torch.cuda.is_available():
         print("loss_gpu: nothing measured, torch.cuda.is_available() is False")
         return
-    missing = {"ours": status["cuda"], "triton": status["triton"]}
+    missing = {name: status[backend] for name, backend in BACKENDS.items()}
     for name, why in missing.items():
         if name in arguments.contenders and not why.available:
             print(f"loss_gpu: without {name!r}: {why.reason}")
@@ -197,20 +215,31 @@ def main() -> None:
     if not contenders:
         print("loss_gpu: nothing measured, no contender is left")
         return
-    device, rows = Device(), []
-    for batch in arguments.batches:
-        for dtype in arguments.dtypes:
-            for row in measure(device, batch, dtype, contenders, arguments.rounds):
-                rows.append(row | description())
-                print(json.dumps(row), flush=True)
-    if not rows:
+    problems = [(batch, dtype) for batch in arguments.batches for dtype in arguments.dtypes]
+    if arguments.steps is not None:
+        for batch, dtype in problems:
+            take_steps(Problem(batch, getattr(torch, dtype)), contenders, arguments.steps)
         return
+    device, rows = Device(), []
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(arguments.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(rows, arguments.output.with_suffix(".png"))
+    for batch, dtype in problems:
+        for row in measure(device, batch, dtype, contenders, arguments.rounds):
+            rows.append(row | description())
+            print(json.dumps(rows[-1]), flush=True)
+        with open(arguments.output, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+        plot([row for row in rows if not row["contender"].endswith("_small")], arguments.output.with_suffix(".png"))
+
+
+def take_steps(problem: Problem, contenders: list[str], steps: int) -> None:
+    """For a profiler."""
+    for name in contenders:
+        for _ in range(steps):
+            problem.step(name)
+    torch.cuda.synchronize()
+    print(f"loss_gpu: {steps} steps of {', '.join(contenders)}")
 
 
 if __name__ == "__main__":
