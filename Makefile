@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 SITE := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs
 
-.PHONY: demo test bench wheel wheel-test lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
+.PHONY: demo test test-matrix bench wheel wheel-test lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
 
 help:
 	@grep -E '^# ' Makefile | head -1
@@ -37,6 +37,10 @@ teacher: $(VENV)/.installed
 
 test: $(VENV)/.installed $(VENV)/.detectors
 	$(RUN)/python -m pytest
+
+# Against other versions of Python, torch, Lightning and so on: an environment each, hours and gigabytes.
+test-matrix: $(VENV)/.dependencies
+	$(RUN)/python -m devtools.versions --matrix
 
 bench: $(VENV)/.installed
 	$(RUN)/python -m bench.loss_cpu

@@ -97,7 +97,7 @@ def attempt(versions: Versions, keep: bool) -> bool:
     copy_tracked_files(tree)
     python = environment / "bin" / "python"
     shell = os.environ | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "FGD_REQUIRE_NATIVE": "1"}
-    shell.pop("PYTHONPATH", None)
+    shell["PYTHONPATH"] = os.pathsep.join([str(tree), str(tree / "python")])  # for processes that tests start
     shell.setdefault("FGD_NO_CUDA", "1")  # the tests compile the CUDA kernels that they run by themselves
     wanted = [f"torch=={versions.torch}", *versions.others, *TOOLS]
     if not any(other.startswith("numpy") for other in versions.others):

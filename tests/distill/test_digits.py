@@ -92,6 +92,23 @@ def test_a_half_written_folder_is_made_again(tmp_path, lost):
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]  # nothing temporary stays
 
 
+def test_files_that_are_not_as_they_were_written_are_made_again(tmp_path, caplog):
+    folder = make_digits(tmp_path / "digits", **SMALL)
+    whole = digest(folder)
+    for name in ("images/val/000002.png", "annotations/train.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 4
+        (folder / name).write_bytes(content)
+        assert digest(make_digits(folder, **SMALL)) == whole
+        assert "is not as it was written, and made again" in caplog.text
+        caplog.clear()
+    for content in (b"[1]", b"7", b"\xff", b"{"):
+        (folder / "dataset.json").write_bytes(content)
+        assert digest(make_digits(folder, **SMALL)) == whole
+    make_digits(folder, **SMALL)
+    assert not caplog.records
+
+
 def test_other_settings_and_foreign_files_are_refused(tmp_path):
     folder = make_digits(tmp_path / "digits", **SMALL)
     with pytest.raises(FileExistsError, match="other settings.*'seed': 9"):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from ..csv_files import read_csv
 from ..data.evaluation import METRICS
 from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import write_text
@@ -151,11 +152,10 @@ def read_lines(path: Path) -> list[Line]:
     """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise FGDValueError(f"output: expected a file of fgd-distill ablate at {path}, got {reader.fieldnames}")
-        return list(reader)
+    names, rows = read_csv(path, "a file of fgd-distill ablate", numbers=["seed", *METRICS])
+    if tuple(names) != COLUMNS:
+        raise FGDValueError(f"output: expected a file of fgd-distill ablate at {path}, got {names}")
+    return rows
 
 
 def write_lines(lines: Sequence[Line], path: Path) -> None:

@@ -10,7 +10,9 @@ is an ordinary COCO folder::
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tqdm import tqdm
 from ..errors import FGDFileExistsError, FGDValueError
 from ..files import atomic_folder
 
+log = logging.getLogger(__name__)
 # Part of dataset.json: raise it whenever the same seed would give other pixels, so that old folders are not mistaken.
 RECIPE_VERSION = 1
 SPLITS = ("train", "val")
@@ -88,21 +91,26 @@ def make_digits(
     if is_complete(folder, settings):
         return folder
     _refuse_foreign(folder, settings)
+    if _read_manifest(folder) is not None:
+        log.warning("%s: is not as it was written, and made again", folder)
     with atomic_folder(folder) as partial:
         _write_dataset(partial, settings, progress)
     return folder
 
 
 def is_complete(folder: Path, settings: DigitsSettings) -> bool:
-    """Whether ``folder`` holds every file of the data set that ``settings`` describe."""
-    if _read_manifest(folder) != _manifest(settings):
-        return False
-    counts = {"train": settings.train_images, "val": settings.val_images}
-    return all(
-        (folder / "annotations" / f"{split}.json").is_file()
-        and sum(1 for _ in (folder / "images" / split).glob("*.png")) == counts[split]
-        for split in SPLITS
-    )
+    """Whether ``folder`` holds the data set that ``settings`` describe, every file as it was written."""
+    manifest = _read_manifest(folder)
+    return manifest is not None and manifest == _manifest(settings) | {"sha256": _digest(folder)}
+
+
+def _digest(folder: Path) -> str:
+    """Over the names and contents of all images and annotations."""
+    digest = hashlib.sha256()
+    for path in sorted(path for part in ("annotations", "images") for path in (folder / part).rglob("*.*")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)} ".encode() + content)
+    return digest.hexdigest()
 
 
 def _manifest(settings: DigitsSettings) -> dict:
@@ -111,9 +119,10 @@ def _manifest(settings: DigitsSettings) -> dict:
 
 def _read_manifest(folder: Path) -> dict | None:
     try:
-        return json.loads((folder / "dataset.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        found = json.loads((folder / "dataset.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def _refuse_foreign(folder: Path, settings: DigitsSettings) -> None:
@@ -121,6 +130,8 @@ def _refuse_foreign(folder: Path, settings: DigitsSettings) -> None:
     if not folder.exists():
         return
     manifest = _read_manifest(folder)
+    if manifest is not None:
+        manifest.pop("sha256", None)
     if manifest is not None and manifest != _manifest(settings):
         raise FGDFileExistsError(
             f"{folder} holds a data set made with other settings: expected {_manifest(settings)}, found {manifest}; "
@@ -150,7 +161,7 @@ def _write_dataset(folder: Path, settings: DigitsSettings, progress: bool) -> No
                 _append(coco, name, settings.image_size, source, objects)
                 bar.update()
             (folder / "annotations" / f"{split}.json").write_text(json.dumps(coco))
-    (folder / "dataset.json").write_text(json.dumps(_manifest(settings), indent=1))
+    (folder / "dataset.json").write_text(json.dumps(_manifest(settings) | {"sha256": _digest(folder)}, indent=1))
 
 
 def _load_digits(seed: int) -> dict[str, list[tuple[int, int, np.ndarray]]]:

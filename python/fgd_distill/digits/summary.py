@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..csv_files import read_csv
 from ..errors import FGDValueError
 from ..files import write_text
-from .results import EQUAL_TIME, FULL
+from .results import EQUAL_TIME, FULL, METRICS
 
 PAGE = """# Digits students
 
@@ -36,6 +36,8 @@ AP gained, a number for each of the seeds {seeds}:
 {gains}
 """
 Line = dict[str, str]
+NUMBERS = ("seed", "steps", *METRICS, "seconds", "step_ms", "fgd_loss_share", "teacher_share")
+COLUMNS = ("method", "command", "machine", "versions", *NUMBERS)
 
 
 def write_summary(path: str | Path) -> Path:
@@ -52,8 +54,7 @@ def write_summary(path: str | Path) -> Path:
         ValueError: it holds no rows.
     """
     path = Path(path)
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
+    _, lines = read_csv(path, "the demo's results", columns=COLUMNS, numbers=NUMBERS)
     if not lines:
         raise FGDValueError(f"{path}: expected the demo's rows, found none")
     methods = list(dict.fromkeys(line["method"] for line in lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..csv_files import read_csv
 from ..errors import FGDValueError
 from .curves import metrics_file, read_metrics
 from .style import COLOURS, check_png, labelled, save, tidy
@@ -103,8 +103,7 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
         FileNotFoundError, ValueError: as for ``plot_ap``.
     """
     if path.is_file():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        _, rows = read_csv(path, "results of the demo or the ablations, or a metrics.csv", numbers=GROUPS, growing=True)
         for column in ("method", "setting"):
             if rows and column in rows[0]:
                 return _of_table(path, rows, column)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..csv_files import read_csv
 from ..errors import FGDFileNotFoundError, FGDValueError
 from .style import check_png, labelled, save, style_of, tidy
 
@@ -98,11 +98,8 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
     Raises:
         ValueError: it has no column ``step``, or no number in any other.
     """
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        names, rows = list(reader.fieldnames or ()), list(reader)
-    if "step" not in names:
-        raise FGDValueError(f"{path}: expected a metrics.csv of Lightning's CSVLogger, with a column 'step'")
+    expected = "a metrics.csv of Lightning's CSVLogger, with a column 'step' and numbers"
+    names, rows = read_csv(path, expected, columns=["step"], numbers=None, growing=True)
     series: dict[str, Series] = {}
     for name in names:
         points = [(int(float(row["step"])), float(row[name])) for row in rows if row.get(name) and row["step"]]
