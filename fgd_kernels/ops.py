@@ -90,8 +90,8 @@ def _reference_loss(student, teacher, boxes, offsets, sizes, gc_block, weights, 
     if not traced and torch.is_grad_enabled() and any(t.requires_grad for t in (*student, *gc_block)):
         refuse_inference(teacher)
     device = student[0].device.type
-    lowered = torch.amp.is_autocast_available(device)  # not for meta tensors
-    with torch.autocast(device, enabled=False) if lowered else contextlib.nullcontext():
+    # Meta tensors know no autocast; is_autocast_available would say so, but torch 2.10 does not trace it.
+    with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
         terms = reference.pyramid_terms(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel)
     sums = [total.clone() for total in terms.sum(0).unbind()]  # that share no memory: results may be changed in place
     return (*sums, terms.detach())

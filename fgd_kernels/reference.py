@@ -20,17 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class GcTransform(NamedTuple):
-    """The transform of one GcBlock, W_v1, LayerNorm and W_v2 of (12), with the biases of the published convolutions."""
-
-    w1: Tensor  # (K, C, 1, 1)
-    b1: Tensor  # (K,)
-    ln_weight: Tensor  # (K, 1, 1)
-    ln_bias: Tensor  # (K, 1, 1)
-    w2: Tensor  # (C, K, 1, 1)
-    b2: Tensor  # (C,)
-
-
 class GcBlockPair(NamedTuple):
     """One level's two GcBlocks, the student's and the teacher's: its tensors in the published state dict's order."""
 
@@ -38,28 +27,18 @@ class GcBlockPair(NamedTuple):
     key_bias_s: Tensor  # conv_mask_s.bias (1,): b_k
     key_t: Tensor  # conv_mask_t, likewise
     key_bias_t: Tensor
-    w1_s: Tensor  # channel_add_conv_s.0.weight, and so on: see GcTransform
-    b1_s: Tensor  # channel_add_conv_s.0.bias
-    ln_weight_s: Tensor  # channel_add_conv_s.1.weight
-    ln_bias_s: Tensor  # channel_add_conv_s.1.bias
-    w2_s: Tensor  # channel_add_conv_s.3.weight
-    b2_s: Tensor  # channel_add_conv_s.3.bias
+    w1_s: Tensor  # channel_add_conv_s.0.weight (K, C, 1, 1): W_v1
+    b1_s: Tensor  # channel_add_conv_s.0.bias (K,)
+    ln_weight_s: Tensor  # channel_add_conv_s.1.weight (K, 1, 1)
+    ln_bias_s: Tensor  # channel_add_conv_s.1.bias (K, 1, 1)
+    w2_s: Tensor  # channel_add_conv_s.3.weight (C, K, 1, 1): W_v2
+    b2_s: Tensor  # channel_add_conv_s.3.bias (C,)
     w1_t: Tensor  # channel_add_conv_t, likewise
     b1_t: Tensor
     ln_weight_t: Tensor
     ln_bias_t: Tensor
     w2_t: Tensor
     b2_t: Tensor
-
-    @property
-    def transform_s(self) -> GcTransform:
-        """The student's transform."""
-        return GcTransform(self.w1_s, self.b1_s, self.ln_weight_s, self.ln_bias_s, self.w2_s, self.b2_s)
-
-    @property
-    def transform_t(self) -> GcTransform:
-        """The teacher's transform."""
-        return GcTransform(self.w1_t, self.b1_t, self.ln_weight_t, self.ln_bias_t, self.w2_t, self.b2_t)
 
 
 GC_BLOCK_SIZE = len(GcBlockPair._fields)
@@ -160,11 +139,12 @@ def gc_context(features: Tensor, mask_weight: Tensor, mask_bias: Tensor) -> Tens
     return average + torch.einsum("nchw,nhw->nc", features - average[:, :, None, None], weights)
 
 
-def gc_transform(context: Tensor, p: GcTransform) -> Tensor:
+def gc_transform(context: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """W_v2·ReLU(LN(W_v1·context)) of (12), with the biases of the published convolutions; (N, C) to (N, C)."""
-    hidden = F.linear(context, p.w1.flatten(1), p.b1)
-    hidden = F.layer_norm(hidden, hidden.shape[1:], p.ln_weight.flatten(), p.ln_bias.flatten())
-    return F.linear(F.relu(hidden), p.w2.flatten(1), p.b2)
+    w1, b1, ln_weight, ln_bias, w2, b2 = parameters
+    hidden = F.linear(context, w1.flatten(1), b1)
+    hidden = F.layer_norm(hidden, hidden.shape[1:], ln_weight.flatten(), ln_bias.flatten())
+    return F.linear(F.relu(hidden), w2.flatten(1), b2)
 
 
 def gc_block_pair(student: Tensor, teacher: Tensor, gc_block: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -173,8 +153,10 @@ def gc_block_pair(student: Tensor, teacher: Tensor, gc_block: Sequence[Tensor]) 
     `gc_block` has the level's 16 tensors in the order of `GcBlockPair`.
     """
     p = GcBlockPair(*(tensor.to(student.dtype) for tensor in gc_block))
-    added_s = gc_transform(gc_context(student, p.key_s, p.key_bias_s), p.transform_s)
-    added_t = gc_transform(gc_context(teacher, p.key_t, p.key_bias_t), p.transform_t)
+    transform_s = p.w1_s, p.b1_s, p.ln_weight_s, p.ln_bias_s, p.w2_s, p.b2_s
+    transform_t = p.w1_t, p.b1_t, p.ln_weight_t, p.ln_bias_t, p.w2_t, p.b2_t
+    added_s = gc_transform(gc_context(student, p.key_s, p.key_bias_s), transform_s)
+    added_t = gc_transform(gc_context(teacher, p.key_t, p.key_bias_t), transform_t)
     return added_s, added_t
 
 
