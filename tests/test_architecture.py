@@ -319,6 +319,22 @@ def test_no_constant_of_the_kernels_is_stated_twice():
     assert not stated_twice(cpp, python)
 
 
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+BUILTIN = {"ValueError", "TypeError", "RuntimeError"}
+
+
+def builtin_errors(text: str) -> list[int]:
+    """Lines that raise Python's own errors for what a caller did: a command would show these with a traceback."""
+    raised = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Raise) and node.exc is not None]
+    return [node.lineno for node in raised if {n.id for n in ast.walk(node.exc) if isinstance(n, ast.Name)} & BUILTIN]
+
+
+def test_the_loss_raises_errors_of_its_own():
+    found = {str(path): builtin_errors(path.read_text()) for path in (ROOT / "fgd_kernels").rglob("*.py")}
+    assert not {path: lines for path, lines in found.items() if lines}
+
+
 # ---- the rules catch what they forbid --------------------------------------------------------------------------------
 
 
@@ -447,3 +463,9 @@ def test_a_constant_stated_twice_is_found():
         assert stated_twice(cpp | {path: text}, python)
     for text in ("MAPS = 6", "MAPS = 4", "GC_BLOCK_SIZE = 17"):
         assert stated_twice(cpp, python | {"ops.py": text})
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "(TypeError if x else KeyError)"])
+def test_a_builtin_error_is_found(kind):
+    assert builtin_errors(f"def f(x):\n    raise {kind}('x: expected a number, got none')\n") == [2]
+    assert not builtin_errors("try:\n    f()\nexcept ValueError:\n    raise\nraise FGDValueError('x')\n")

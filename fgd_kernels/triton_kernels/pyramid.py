@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import FGDValueError
 from . import tiles
 
 PIXEL_BLOCK = 1024  # pixels of a program of the kernels that work on maps alone
@@ -114,7 +115,7 @@ class Pyramid:
     def of(cls, students: Sequence[Tensor], teachers: Sequence[Tensor], gc: bool) -> "Pyramid":
         for level, s in enumerate(students):
             if s.shape[2] * s.shape[3] >= MAX_PIXELS:
-                raise ValueError(f"student[{level}]: expected fewer than 2^29 pixels, got shape {tuple(s.shape)}")
+                raise FGDValueError(f"student[{level}]: expected fewer than 2^29 pixels, got shape {tuple(s.shape)}")
         size = max(students[0].element_size(), teachers[0].element_size())
         channels = tuple(s.shape[1] for s in students)
         return cls(
