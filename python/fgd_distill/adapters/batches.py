@@ -13,6 +13,9 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from ..errors import FGDTypeError, FGDValueError
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of the channels, which many families normalise by."""
+
 
 def stack_images(images: Any, divisor: int, fill: float) -> Tensor:
     """Images as one batch, padded at the right and at the bottom, so that boxes stay where they are.
@@ -33,6 +36,39 @@ def stack_images(images: Any, divisor: int, fill: float) -> Tensor:
     return torch.stack(
         [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]), value=fill) for image in images]
     )
+
+
+def stack_normalised(
+    images: Any, divisor: int, mean: Sequence[float], std: Sequence[float], square: bool = False
+) -> Tensor:
+    """Images as one batch, each normalised and then padded by 0, the mean, at the right and at the bottom.
+
+    Args:
+        images: as for ``stack_images``.
+        divisor: height and width of the batch become multiples of it, in pixels.
+        mean, std: of each channel.
+        square: whether height and width become equal.
+
+    Returns:
+        (N, 3, H, W).
+
+    Raises:
+        TypeError, ValueError: as ``check_images``.
+    """
+    images = check_images(images)
+    shift, scale = (images[0].new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    batch = stack_images([(image - shift) / scale for image in images], divisor, 0.0)
+    if square:
+        side = max(batch.shape[-2:])
+        batch = F.pad(batch, (0, side - batch.shape[3], 0, side - batch.shape[2]))
+    return batch
+
+
+def denormalised(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A normalised batch (N, 3, H, W) as it looks: float32 in 0..1, as ``picture`` returns it."""
+    batch = batch.detach().float()
+    shift, scale = (batch.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (batch * scale + shift).clamp(0, 1)
 
 
 def check_images(images: Any) -> list[Tensor]:

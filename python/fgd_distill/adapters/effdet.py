@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import FGDTypeError, FGDValueError
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import check_images, check_targets, detection
+from .batches import check_images, check_targets, denormalised, detection
 
 
 class EffDetAdapter(DetectorAdapter):
@@ -83,8 +83,7 @@ class EffDetAdapter(DetectorAdapter):
         return Frame(batch, [box * scale for box, scale in zip(boxes, scales, strict=True)])
 
     def picture(self, model: Any, batch: Tensor) -> Tensor:
-        mean, std = (batch.new_tensor(values).float().view(3, 1, 1) for values in _normalisation(model))
-        return (batch.detach().float() * std + mean).clamp(0, 1)
+        return denormalised(batch, *_normalisation(model))
 
 
 def _check(role: str, model: Any) -> None:

@@ -7,12 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FGDTypeError, FGDValueError
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import check_targets, detection, stack_images, to_pixels, to_relative
+from .batches import (
+    IMAGENET,
+    check_targets,
+    denormalised,
+    detection,
+    stack_images,
+    stack_normalised,
+    to_pixels,
+    to_relative,
+)
 
 
 class HuggingFaceAdapter(DetectorAdapter):
@@ -108,11 +116,9 @@ class HuggingFaceAdapter(DetectorAdapter):
         return side, side
 
     def picture(self, model: Any, batch: Tensor) -> Tensor:
-        batch = batch.detach().float()
         if _neck("model", model).normalised:
-            mean, std = _imagenet(batch)
-            batch = batch * std + mean
-        return batch.clamp(0, 1)
+            return denormalised(batch, *IMAGENET)
+        return batch.detach().float().clamp(0, 1)
 
 
 class _Neck(NamedTuple):
@@ -169,25 +175,9 @@ def _weights(config: Any, classes: float = 1) -> dict[str, float]:
 
 def _batch(model: Any, images: Any) -> Tensor:
     neck = _neck("model", model)
-    batch = stack_images(images, neck.divisor, 0.0)
-    if not neck.normalised:
-        return batch
-    mean, std = _imagenet(batch)
-    sizes = [image.shape[-2:] for image in images]
-    batch = (batch - mean) / std
-    if neck.square:
-        side = max(batch.shape[-2:])
-        batch = F.pad(batch, (0, side - batch.shape[3], 0, side - batch.shape[2]))
-    for image, (height, width) in zip(batch, sizes, strict=True):
-        image[:, height:], image[:, :, width:] = 0, 0  # the mean, as where a processor pads what it normalised
-    return batch
-
-
-def _imagenet(like: Tensor) -> tuple[Tensor, Tensor]:
-    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-    mean, std = (like.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return mean, std
+    if neck.normalised:
+        return stack_normalised(images, neck.divisor, *IMAGENET, neck.square)
+    return stack_images(images, neck.divisor, 0.0)
 
 
 def _by_name(losses: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> dict[str, Tensor]:

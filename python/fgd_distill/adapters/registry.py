@@ -22,6 +22,7 @@ FAMILIES = {
     "ultralytics": f"{__package__}.ultralytics:UltralyticsAdapter",
     "transformers": f"{__package__}.huggingface:HuggingFaceAdapter",
     "mmdet": f"{__package__}.mmdet:MMDetectionAdapter",
+    "rfdetr": f"{__package__}.rfdetr:RFDETRAdapter",
     "effdet": f"{__package__}.effdet:EffDetAdapter",
 }
 ENTRY_POINTS = "fgd_distill.adapters"

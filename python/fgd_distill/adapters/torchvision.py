@@ -15,6 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from ..errors import FGDTypeError, FGDValueError
 from ..taps import LayerTap
 from .base import DetectorAdapter, Frame, StudentStep
+from .batches import denormalised
 
 
 class TorchvisionAdapter(DetectorAdapter):
@@ -84,9 +85,8 @@ class TorchvisionAdapter(DetectorAdapter):
         return Frame(prepared.tensors, [target["boxes"] for target in moved])
 
     def picture(self, model: nn.Module, batch: Tensor) -> Tensor:
-        batch, transform = batch.detach().float(), model.get_submodule("transform")
-        mean, std = (batch.new_tensor(getattr(transform, name)).view(3, 1, 1) for name in ("image_mean", "image_std"))
-        return (batch * std + mean).clamp(0, 1)
+        transform: Any = model.get_submodule("transform")
+        return denormalised(batch, transform.image_mean, transform.image_std)
 
 
 def _check(role: str, model: nn.Module) -> None:
