@@ -211,6 +211,13 @@ def _check_sizes(rows: list[list[float]]) -> None:
 def _check_box_tensor(box: Tensor, index: int, device: torch.device) -> None:
     if not isinstance(box, Tensor):
         raise FGDTypeError(f"boxes[{index}]: expected a tensor (n, 4), got {type(box).__name__}")
+    form = getattr(getattr(box, "format", None), "value", getattr(box, "format", None))
+    if form is not None and form not in _FORMATS:
+        known = ", ".join(_FORMATS)
+        raise FGDValueError(
+            f"boxes[{index}]: expected BoundingBoxes in one of the formats {known}, got {form}; give the upright boxes "
+            "around them"
+        )
     if box.dtype not in _FLOATS:
         raise FGDTypeError(f"boxes[{index}]: expected a floating-point tensor, got {box.dtype}")
     if box.layout != torch.strided or box.is_nested:
@@ -226,10 +233,7 @@ def _corners(box: Tensor, index: int, sizes: Tensor) -> Tensor:
     form = getattr(box, "format", None)
     if form is None:
         return box
-    convert = _FORMATS.get(getattr(form, "value", form))
-    if convert is None:
-        known = ", ".join(_FORMATS)
-        raise FGDValueError(f"boxes[{index}]: expected BoundingBoxes in one of the formats {known}, got {form}")
+    convert = _FORMATS[getattr(form, "value", form)]
     canvas, frame = box.canvas_size, sizes[index]  # type: ignore[attr-defined]
     if _readable(frame) and (canvas[0] > frame[0] or canvas[1] > frame[1]):
         raise FGDValueError(

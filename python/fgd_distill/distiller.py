@@ -16,6 +16,7 @@ from fgd_kernels import pack_boxes
 from fgd_kernels.boxes import doubtful_boxes
 
 from .adapters import DetectorAdapter, StudentStep, as_adapter
+from .adapters.batches import boxes_as_corners
 from .adapters.registry import check_plain
 from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
 from .frozen_teacher import FrozenTeacher
@@ -149,7 +150,8 @@ class DetectionDistiller(FrozenTeacher):
         Args:
             images: a sequence of float tensors (3, H_i, W_i) in 0..1, or what else the adapter takes.
             targets: a sequence of dicts with ``boxes`` (n_i, 4), xyxy in pixels of the image, and ``labels``, or what
-                else the adapter takes. Needed in training mode only.
+                else the adapter takes. torchvision's BoundingBoxes are converted from the format that they state.
+                Needed in training mode only.
 
         Returns:
             the student's losses and the criterion's, one dict of scalar tensors, which has the same keys in every
@@ -166,7 +168,7 @@ class DetectionDistiller(FrozenTeacher):
         self._watch.look(self.student, self.criterion)
         factor = self._factor()
         if factor == 0 and self._term_names:
-            step = self.adapter.student_step(self.student, images, targets)
+            step = self.adapter.student_step(self.student, images, boxes_as_corners(targets, images))
             self.level_terms = None
             terms = dict.fromkeys(self._term_names, _zero(self.criterion.parameters(), step.batch))
         else:
@@ -231,7 +233,7 @@ class DetectionDistiller(FrozenTeacher):
             ValueError: feature maps of student and teacher do not correspond.
         """
         with LayerTap(self.student, self.student_layers) as tap:
-            step = self.adapter.student_step(self.student, images, targets)
+            step = self.adapter.student_step(self.student, images, boxes_as_corners(targets, images))
         student = tap.features()
         if self.teacher_cache is None:
             teacher = self.teacher_features(step.batch)

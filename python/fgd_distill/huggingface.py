@@ -87,13 +87,24 @@ class FGDTrainer(Trainer):
         return sum(losses.values())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is None and isinstance(self.model, PreTrainedModel):
-            # Trainer loads the file by names, leniently. Some models, RT-DETR among them, are saved under older names,
-            # which only from_pretrained translates: their encoder would go on from random numbers, with a mere warning.
-            saved = type(self.model).from_pretrained(resume_from_checkpoint)
-            self.model.load_state_dict(saved.state_dict())
-        else:
+        if model is not None or not self._load_by_names_of_today(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._load_by_names_of_today(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_by_names_of_today(self, folder: str | None) -> bool:
+        """Loads a checkpoint's model, and says whether it could.
+
+        Trainer loads the file by names, leniently. Some models, RT-DETR among them, are saved under older names, which
+        only from_pretrained translates: their encoder would keep the numbers that it has, with a mere warning.
+        """
+        if folder is None or not isinstance(self.model, PreTrainedModel):
+            return False
+        saved = type(self.model).from_pretrained(folder)
+        self.model.load_state_dict(saved.state_dict())
+        return True
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
         if "loss" in logs and self._summed:

@@ -235,6 +235,15 @@ def test_its_trainer_learns_saves_the_plain_student_and_resumes_bit_for_bit(make
     assert all(torch.equal(value, end[name]) for name, value in loaded.state_dict().items())
 
 
+def test_its_trainer_ends_with_the_best_model(make_trainer, tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = make_trainer(eval_strategy="steps", eval_steps=2, **best)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")  # the loss falls
+    saved = transformers.RTDetrForObjectDetection.from_pretrained(tmp_path / "run" / "checkpoint-2").state_dict()
+    assert not [name for name, value in trainer.model.state_dict().items() if not torch.equal(value, saved[name])]
+
+
 def test_its_trainer_evaluates_the_student_alone(make_trainer):
     trainer = make_trainer()
     plain = make_trainer(transformers.Trainer)

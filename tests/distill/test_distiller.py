@@ -4,8 +4,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_convert
+from torchvision.tv_tensors import BoundingBoxes
 
 import fgd_kernels as fgd
+from fgd_distill import distil
 from fgd_distill.adapters import adapter_for, probe_channels
 from fgd_distill.digits.detectors import digits_student, digits_teacher
 from fgd_distill.distiller import DetectionDistiller
@@ -410,3 +413,41 @@ def test_levels_from_coarse_to_fine_are_reported_once(pair, batch, recwarn):
 def test_adapters_are_for_plain_detectors(pair):
     with pytest.raises(TypeError, match=r"model: expected the plain detector, got torch.compile's; compile it by"):
         adapter_for(torch.compile(pair[0]))
+
+
+@pytest.mark.parametrize(("form", "convert"), [("XYWH", "xywh"), ("CXCYWH", "cxcywh"), ("XYXY", "xyxy")])
+def test_boxes_are_read_by_their_format(pair, batch, form, convert):
+    """Detectors take BoundingBoxes for plain tensors: their own losses, too, would read XYWH as XYXY."""
+    images, targets = batch
+    distiller = distil(*pair, verbose=False)
+    expected = distiller(images, targets)
+    stated = [
+        {
+            **target,
+            "boxes": BoundingBoxes(box_convert(target["boxes"], "xyxy", convert), format=form, canvas_size=(128, 128)),
+        }
+        for target in targets
+    ]
+    found = distiller(images, stated)
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss)
+
+
+@pytest.mark.parametrize(
+    ("columns", "form", "canvas", "message"),
+    [
+        (
+            4,
+            "XYXY",
+            (64, 64),
+            r"\[0\]\['boxes'\]: expected the canvas of images\[0\], \(128, 128\), got \(64",
+        ),
+        (5, "XYWHR", (128, 128), "expected the format XYXY, XYWH or CXCYWH, got XYWHR"),
+        (8, "XYXYXYXY", (128, 128), "expected the format XYXY, XYWH or CXCYWH, got XYXYXYXY"),
+    ],
+)
+def test_boxes_that_do_not_fit_their_image(pair, batch, columns, form, canvas, message):
+    images, targets = batch
+    boxes = BoundingBoxes(torch.rand(2, columns), format=form, canvas_size=canvas)
+    with pytest.raises(ValueError, match=message):
+        distil(*pair, verbose=False)(images, [{**targets[0], "boxes": boxes}, targets[1]])

@@ -102,9 +102,9 @@ def test_bounding_boxes_of_another_frame_are_refused():
     box = _bounding_boxes(BOX, "XYWH", (32, 48))
     with pytest.raises(ValueError, match=r"boxes\[0\]: expected a canvas within image_sizes\[0\] = \(16, 48\).*32, 48"):
         fgd.pack_boxes([box], [(16, 48)], "cpu")
-    box.format = "XYWHR"  # what rotated boxes say
+    rotated = type(box)(torch.rand(2, 5), format="XYWHR", canvas_size=(32, 48))
     with pytest.raises(ValueError, match=r"boxes\[0\]: expected BoundingBoxes in one of the formats XYXY, .* XYWHR"):
-        fgd.pack_boxes([box], [(32, 48)], "cpu")
+        fgd.pack_boxes([rotated], [(32, 48)], "cpu")
 
 
 def test_boxes_that_are_fractions_are_refused_when_asked():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.transforms.v2.functional import convert_bounding_box_format
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from ..errors import FGDTypeError, FGDValueError
 
@@ -118,6 +120,38 @@ def check_targets(targets: Any, images: Tensor | list[Tensor], classes: int) -> 
         boxes.append(box)
         labels.append(label)
     return boxes, labels
+
+
+def boxes_as_corners(targets: Any, images: Any) -> Any:
+    """Targets whose ``boxes``, if they are torchvision's BoundingBoxes, became plain tensors, xyxy in pixels.
+
+    Detectors take them for tensors and would read other formats as xyxy. What is no list of such targets stays.
+
+    Raises:
+        ValueError: boxes are rotated, or of another canvas than their image.
+    """
+    if not isinstance(targets, Sequence) or not all(isinstance(target, Mapping) for target in targets):
+        return targets
+    return [_with_corners(target, images, index) for index, target in enumerate(targets)]
+
+
+def _with_corners(target: Mapping[str, Any], images: Any, index: int) -> Mapping[str, Any]:
+    boxes = target.get("boxes")
+    if not isinstance(boxes, BoundingBoxes):
+        return target
+    if boxes.format not in (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH):
+        raise FGDValueError(
+            f"targets[{index}]['boxes']: expected the format XYXY, XYWH or CXCYWH, got {boxes.format.value}; "
+            "give the upright boxes around them"
+        )
+    size = tuple(images[index].shape[-2:]) if isinstance(images, Sequence | Tensor) and index < len(images) else None
+    if size is not None and tuple(boxes.canvas_size) != size:
+        raise FGDValueError(
+            f"targets[{index}]['boxes']: expected the canvas of images[{index}], {size}, got "
+            f"{tuple(boxes.canvas_size)}; resize boxes and image together"
+        )
+    corners = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY).as_subclass(Tensor)
+    return {**target, "boxes": corners}
 
 
 def to_relative(boxes: Tensor, batch: Tensor) -> Tensor:
