@@ -1,12 +1,14 @@
 """A training that was cut off goes on as if it had not been, bit for bit on a CPU."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 
+from fgd_distill.data.evaluation import METRICS
 from fgd_distill.detectors.by_name import build_detector
 from fgd_distill.training.run import run
 
@@ -15,6 +17,7 @@ AUGMENTED = [
 ]
 # 24 images in batches of 5 are 4 steps an epoch: the checkpoint after 3 steps lies within the first.
 STEPS, CUT = 6, 3
+REST = dict.fromkeys(METRICS[2:], 1.0)
 
 
 @pytest.fixture
@@ -64,6 +67,30 @@ def test_six_steps_are_three_and_three(fit_args, teacher_file, overlay, tmp_path
     assert whole.trainer.global_step == resumed.trainer.global_step == STEPS
     assert_equal(states(whole), states(resumed))
     assert any(not torch.equal(value, before[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_the_best_is_remembered(fit_args, tmp_path, monkeypatch):
+    """In another folder, too: a worse checkpoint after resuming is not the best."""
+    found = iter([30.0, 20.0, 40.0])
+    monkeypatch.setattr(
+        "fgd_distill.data.evaluation.CocoEvaluator.compute", lambda evaluator: {"AP": next(found), "AP50": 1.0} | REST
+    )
+    overlay = tmp_path / "best.yaml"
+    best = {"monitor": "val/AP", "mode": "max", "filename": "best", "save_last": True}
+    callback = {"class_path": "pytorch_lightning.callbacks.ModelCheckpoint", "init_args": best}
+    overlay.write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    more = [f"--config={overlay}", "--trainer.val_check_interval=1", "--model.lr_scheduler.init_args.total_steps=3"]
+    first = run(fit_args(tmp_path / "first", *more, "--trainer.max_steps=1"))
+    (last,) = (tmp_path / "first").rglob("last.ckpt")
+    first_best = first.trainer.checkpoint_callback.best_model_path
+    resume = [*more, f"--ckpt_path={last}"]
+    second = run(fit_args(tmp_path / "second", *resume, "--trainer.max_steps=2")).trainer.checkpoint_callback
+    assert (second.best_model_score, second.best_model_path) == (30.0, first_best)
+    assert not list((tmp_path / "second").rglob("best.ckpt"))
+    (last,) = (tmp_path / "second").rglob("last.ckpt")
+    third = run(fit_args(tmp_path / "third", *more, f"--ckpt_path={last}", "--trainer.max_steps=3"))
+    assert third.trainer.checkpoint_callback.best_model_score == 40.0
+    assert list((tmp_path / "third").rglob("best.ckpt")) and Path(first_best).exists()
 
 
 def test_a_checkpoint_that_does_not_fit_is_told_in_short(fit_args, teacher_file, tmp_path):

@@ -54,3 +54,19 @@ def use_whole_checkpoints(trainer: pl.Trainer) -> None:
     """Has a trainer write its checkpoints so, unless it was given a plugin that does it in another way."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+
+
+def keep_best(trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+    """Lets a resumed training remember the best checkpoint so far, which lies in another folder than its own.
+
+    Lightning's ModelCheckpoint forgets it where the folder has changed, and would call the next one the best.
+
+    Args:
+        trainer: about to resume.
+        checkpoint: that it resumes from; changed in place.
+    """
+    kept = checkpoint.get("callbacks", {})
+    for callback in trainer.checkpoint_callbacks:
+        state = kept.get(callback.state_key)
+        if state is not None and "dirpath" in state:
+            state["dirpath"] = getattr(callback, "dirpath", state["dirpath"])

@@ -29,7 +29,7 @@ from ..distiller import DetectionDistiller
 from ..errors import FGDTypeError, FGDValueError
 from ..inheriting import inherit as inherit_from
 from ..schedule import Schedule
-from .checkpoint_io import use_whole_checkpoints
+from .checkpoint_io import keep_best, use_whole_checkpoints
 from .learning_rate import LrMilestones
 from .precision import keep_boxes
 from .teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
@@ -229,6 +229,8 @@ class DetectionModule(pl.LightningModule):
             student = {f"{prefix}{name}": value for name, value in student_state_dict(checkpoint).items()}
             rest = {name: value for name, value in own.items() if not name.startswith(prefix)}
             checkpoint["state_dict"] = rest | student
+        elif self._trainer is not None:
+            keep_best(self._trainer, checkpoint)
         _check_fits(own, checkpoint["state_dict"])
 
     def _check_stored_labels(self, stored: dict[str, Any] | None) -> None:
