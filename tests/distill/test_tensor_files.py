@@ -140,7 +140,9 @@ def test_a_disk_that_fills_up_in_a_training(fit_args, tmp_path, monkeypatch):
     folder = next(tmp_path.rglob("checkpoints"))
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 1
+    (folder / ".last.ckpt.0123abcd.partial").write_bytes(b"of a killed run")
     assert run([*args, f"--ckpt_path={folder / 'last.ckpt'}"]).trainer.global_step == 2
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
 
 
 def test_a_file_of_the_log_that_cannot_be_written_is_told_in_a_line(fit_args, tmp_path):

@@ -41,6 +41,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only=True)
         if not Path(path).is_file():
             raise FGDFileNotFoundError(f"ckpt_path: expected a file, found none at {path}")
+        remove_stale(Path(path).parent)  # of the run that was killed and goes on now, in another folder
         content = read_tensors(path, EXPECTED, map_location)
         if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
             got = (

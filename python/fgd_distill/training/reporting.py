@@ -29,7 +29,7 @@ class ValidationTable(Callback):
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or "val/AP" not in trainer.callback_metrics:
             return
         metrics = {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
         step, found = trainer.global_step, metrics["AP"]
