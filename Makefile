@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
 SITE := NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs
 
-.PHONY: demo test test-matrix bench wheel wheel-test lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
+.PHONY: demo test fuzz test-matrix bench wheel wheel-test lint docs docs-serve teacher format clean help gpu-report gpu-all gpu-test gpu-bench gpu-sanitize
 
 help:
 	@grep -E '^# ' Makefile | head -1
@@ -41,6 +41,12 @@ test: $(VENV)/.installed $(VENV)/.detectors
 # Against other versions of Python, torch, Lightning and so on: an environment each, hours and gigabytes.
 test-matrix: $(VENV)/.dependencies
 	$(RUN)/python -m devtools.versions --matrix
+
+# Random calls of the loss on every backend that runs here; goes on where it was stopped. docs/accuracy.md has the rule.
+CASES ?= 1000
+SEED ?= 1
+fuzz: $(VENV)/.installed
+	$(RUN)/python -m devtools.fuzz --cases $(CASES) --seed $(SEED) --page build/fuzz/accuracy.md
 
 bench: $(VENV)/.installed
 	$(RUN)/python -m bench.loss_cpu

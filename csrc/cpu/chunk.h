@@ -36,8 +36,8 @@ struct ForwardChunk {
   A inverse_ct;            // 1 / (C·T): 0 switches spatial attention off
   const A* mask;           // [pixels] fg, and zeros up to the next multiple of 16
   // Results.
-  A* exponentials[kSoftmaxes];                    // each [pixels]: exp(logit - maximum of the chunk)
-  A *sums, *maximum, *maximum_lost, *normaliser;  // [kSums][C], and each [kSoftmaxes]: see ChunkSums
+  A* exponentials[kSoftmaxes];       // each [pixels]: exp(logit - maximum of the chunk)
+  A *sums, *maximum, *maximum_lost;  // [kSums][C], and each [kSoftmaxes]: see ChunkSums
 };
 
 // Backward, one chunk.
@@ -60,16 +60,16 @@ struct BackwardChunk {
   A *key_grad_s, *key_grad_t;
 };
 
-// What a chunk's forward pass leaves, in memory: the eight sums, then maxima and normalisers of the four softmaxes. A
-// maximum's last digits, for which a number of its size has no room, are a second number.
+// What a chunk's forward pass leaves, in memory: the eight sums, then the maxima of the four softmaxes. A maximum's
+// last digits, for which a number of its size has no room, are a second number.
 template <class A>
 struct ChunkSums {
-  A *sums, *maximum, *maximum_lost, *normaliser;  // [kSums][C], and each [kSoftmaxes]
-  FGD_INLINE static int64_t size(int channels) { return int64_t{kSums} * channels + 3 * kSoftmaxes; }
+  A *sums, *maximum, *maximum_lost;  // [kSums][C], and each [kSoftmaxes]
+  FGD_INLINE static int64_t size(int channels) { return int64_t{kSums} * channels + 2 * kSoftmaxes; }
   FGD_INLINE double largest(int softmax) const { return double{maximum[softmax]} + maximum_lost[softmax]; }
   FGD_INLINE static ChunkSums at(A* memory, int channels) {
     A* end = memory + int64_t{kSums} * channels;
-    return {memory, end, end + kSoftmaxes, end + 2 * kSoftmaxes};
+    return {memory, end, end + kSoftmaxes};
   }
 };
 

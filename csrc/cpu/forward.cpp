@@ -47,7 +47,6 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
   chunk.sums = out.sums;
   chunk.maximum = out.maximum;
   chunk.maximum_lost = out.maximum_lost;
-  chunk.normaliser = out.normaliser;
   chunk_kernels<A>(p, task.level).forward(chunk, mask + kMaxChunkPixels);
 }
 

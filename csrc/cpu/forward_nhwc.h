@@ -28,17 +28,20 @@ inline void sum_two_pixels(const ForwardChunk<A>& k, int first, int second, A* o
   sum_lanes_of_8<A>(total, out);
 }
 
-// Step 3 for one vector of channels of one tile. `sums` holds kSums vectors per vector of channels.
+// Step 3 for one vector of channels of one tile. `sums` holds kSums vectors per vector of channels. A tile is summed by
+// itself and then added: pixels one by one into a chunk's sums would lose a digit where features have 16 bits.
 template <class A, class S, class T, class Lanes>
 FGD_INLINE void add_channel_vector(const ForwardChunk<A>& k, const Tile& tile, int c, Lanes lanes,
                                    const PixelWeights<A>& weights, Vec<A>* sums) {
   const S* s = row<S>(k.student, c, tile.first);
   const T* t = row<T>(k.teacher, c, tile.first);
-  Vec<A> sum[kSums];
-  load_sums<A>(sums, weights.rescale, sum);
+  Vec<A> sum[kSums] = {}, before[kSums];
   for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel)
     accumulate<A>(lanes.load(s), lanes.load(t), broadcast(weights.fg[j]), broadcast(weights.bg[j]),
                   broadcast(weights.context_s[j]), broadcast(weights.context_t[j]), sum);
+  load_sums<A>(sums, weights.rescale, before);
+  FGD_UNROLL
+  for (int q = 0; q < kSums; ++q) sum[q] += before[q];
   store_sums<A>(sum, sums);
 }
 

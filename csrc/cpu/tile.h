@@ -99,17 +99,15 @@ FGD_INLINE void sum_channel_vectors(int channels, Vec<A>* total, const Add& add)
   }
 }
 
-// Running maxima and sums of the four softmaxes, and each tile's maxima.
+// Running maxima of the four softmaxes, and each tile's.
 template <class A>
 struct SoftmaxState {
   A maximum[kSoftmaxes], tile_maximum[kMaxTiles][kSoftmaxes];
   A lost[kSoftmaxes], tile_lost[kMaxTiles][kSoftmaxes];  // what is to be added to them
-  Vec<A> sum[kSoftmaxes];
   SoftmaxState() {
     for (int q = 0; q < kSoftmaxes; ++q) {
       maximum[q] = static_cast<A>(-__builtin_inf());
       lost[q] = 0;
-      sum[q] = Vec<A>{};
     }
   }
 };
@@ -254,12 +252,10 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     out.rescale[q] = before == now ? 1 : exponential_of<A>((before - now) + (before_lost - now_lost));
     state.tile_maximum[index][q] = now;
     state.tile_lost[index][q] = now_lost;
-    state.sum[q] = state.sum[q] * out.rescale[q];
     for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
       Vec<A> z = load<A>(logits + j) - now;
       z += (exact ? lanes.load(lost + j) : Vec<A>{}) - now_lost;
       const Vec<A> e = exponential(z);  // 0 on padding: exp(-inf)
-      state.sum[q] += e;
       store<A>(logits + j, e);
       lanes.store(k.exponentials[q] + tile.first + j, e);
     });
@@ -278,13 +274,12 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
   return out;
 }
 
-// The chunk's maxima and normalisers; all exponentials brought to the chunk's maximum.
+// The chunk's maxima; all exponentials brought to the chunk's maximum.
 template <class A>
 inline void finish_chunk(ForwardChunk<A>& k, int step, int tiles, const SoftmaxState<A>& state) {
   for (int q = 0; q < kSoftmaxes; ++q) {
     k.maximum[q] = state.maximum[q];
     k.maximum_lost[q] = state.lost[q];
-    k.normaliser[q] = sum_lanes<A>(state.sum[q]);
     for (int i = 0; i + 1 < tiles; ++i) {
       if (state.tile_maximum[i][q] == state.maximum[q]) continue;
       const A lost = state.tile_lost[i][q] - state.lost[q];

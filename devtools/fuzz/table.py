@@ -1,0 +1,97 @@
+"""docs/accuracy.md: the page, written from a campaign's lines."""
+
+import math
+import platform
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+
+from .campaign import CONTROL
+
+_PAGE = """# Accuracy
+
+In each of the four terms and in every gradient a backend may be wrong by twice what the float32 reference is wrong on
+the same inputs, and by a unit in the last place on top; float64 judges both. A single error is luck, so the reference
+is asked in several orders of its sums (channels permuted, maps transposed, memory laid out otherwise), and its largest
+error counts: 4 orders, and 32 before an error is called one (`devtools/accuracy/budget.py`). A *ratio* is the error
+over that budget: at most 1 is allowed.
+
+The tables are those of the fuzz campaign, random calls of the loss: 1 to 520 channels, one or two levels, float16,
+bfloat16, float32 and mixed types, NCHW and channels_last, slices of larger tensors, 0 to 40 boxes an image, T from
+1e-3 to 1e3, features of magnitude 1e-6 to 1e4, relu'd and tied ones, softmaxes that one pixel fills, equal maps and
+maps equal in part, align convolutions, frozen parts and every switch. The interpreters are slow, and run the smallest
+cases alone: Triton's every 8th, CUDA's kernels in the PTX interpreter every 64th.
+
+The last table is the **control**: the float32 reference itself, in one order more that the budget has not seen. What
+stands there is what luck makes of an algorithm that is as good as its judge.
+
+    {command}
+
+{cases} cases, {results} results, on {machine}. `make fuzz` goes on where it was stopped;
+`python -m devtools.fuzz --case {seed}/4711` runs one case again and prints all its errors.
+
+{tables}
+"""
+
+
+def page(lines: list[dict], seed: int) -> str:
+    """The page with what a campaign has found so far."""
+    results = sum(len(ratios) for line in lines for name, ratios in line["ratios"].items() if name != CONTROL)
+    command = f"make fuzz CASES={max((line['index'] for line in lines), default=-1) + 1} SEED={seed}"
+    return _PAGE.format(
+        command=command,
+        cases=f"{len(lines):,}",
+        results=f"{results:,}",
+        machine=machine(),
+        seed=seed,
+        tables=tables(lines, seed),
+    )
+
+
+def percent(values: list[float], share: float) -> float:
+    """The value that this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
+
+
+def tables(lines: Iterable[dict], seed: int) -> str:
+    """A table a variant: of every quantity the number of cases, the median, 99 % and largest ratio, and its case."""
+    found: dict[str, dict[str, list[tuple[float, int]]]] = defaultdict(lambda: defaultdict(list))
+    failures: dict[str, list[int]] = defaultdict(list)
+    for line in lines:
+        for variant, ratios in line["ratios"].items():
+            for quantity, ratio in ratios.items():
+                found[variant][quantity].append((ratio, line["index"]))
+        for variant in line["failures"]:
+            failures[variant].append(line["index"])
+    names = sorted(found, key=lambda name: (name == CONTROL, name))
+    return "\n\n".join(_table(name, found[name], failures[name], seed) for name in names)
+
+
+def _title(name: str) -> str:
+    return "Control: the reference in another order" if name == CONTROL else name
+
+
+def _table(name: str, quantities: dict, failures: list[int], seed: int) -> str:
+    rows = [f"## {_title(name)}", "", "| quantity | cases | median | 99 % | largest | above 1 | worst case |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    everything = [entry for entries in quantities.values() for entry in entries]
+    for quantity, entries in [*sorted(quantities.items()), ("all", everything)]:
+        ratios = [ratio for ratio, _ in entries]
+        worst, index = max(entries)
+        numbers = " | ".join(f"{x:.3g}" for x in (statistics.median(ratios), percent(ratios, 0.99), worst))
+        above = sum(ratio > 1 for ratio in ratios)
+        rows.append(f"| {quantity} | {len(ratios)} | {numbers} | {above} | {seed}/{index} |")
+    if failures:
+        rows += ["", f"Failed: {', '.join(f'{seed}/{index}' for index in failures[:20])}."]
+    return "\n".join(rows)
+
+
+def machine() -> str:
+    """The processor's name and the number of cores."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{len(names)} cores of {names[0]}" if names else platform.processor() or platform.machine()
