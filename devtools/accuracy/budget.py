@@ -1,8 +1,8 @@
 """What a backend may be wrong by: twice what the float32 reference is wrong on the same inputs, by float64's judgement.
 
 A single number can be right by luck, and so can a vector where a softmax hangs on one rounding. Therefore the reference
-is asked in several *orders*: the same inputs with channels permuted and memory laid out otherwise, which changes
-nothing but the order of its sums. Its error is the largest of these, and a unit in the last place of the result is
+is asked in several *orders*: the same inputs with channels permuted, maps transposed and memory laid out
+otherwise, which changes nothing but the order of its sums. Its error is the largest of these, and a unit in the last place of the result is
 granted on top, for a result has to be rounded. There is no other tolerance. Where four orders do not excuse an error,
 32 are asked before it is called one.
 """
@@ -95,11 +95,11 @@ def in_other_orders(case: Case, inputs: tuple, seed: int = 1) -> Iterator[dict]:
     yield evaluate(inputs, "reference", None, case.fixed_student)
     generator = torch.Generator().manual_seed(seed)
     while True:
-        last = bool(torch.randint(2, (), generator=generator))
+        last, transposed = torch.randint(2, (2,), generator=generator).bool().tolist()
         orders = [torch.randperm(c, generator=generator) for c, _, _ in case.levels]
-        permuted = permute(case, inputs, orders, torch.channels_last if last else torch.contiguous_format)
-        found = evaluate(permuted, "reference", None, case.fixed_student)
-        yield {name: _restored(case, name, value, orders) for name, value in found.items()}
+        layout = torch.channels_last if last else torch.contiguous_format
+        found = evaluate(permute(case, inputs, orders, transposed, layout), "reference", None, case.fixed_student)
+        yield {name: _restored(case, name, value, orders, transposed) for name, value in found.items()}
 
 
 # Parameters of a level, by the end of their names: the axis that runs along the channels.
@@ -123,8 +123,10 @@ def _axis(case: Case, name: str) -> tuple[int, int] | None:
     return None
 
 
-def permute(case: Case, inputs: tuple, orders: list[torch.Tensor], layout: torch.memory_format) -> tuple:
-    """The same loss of channels in another order."""
+def permute(
+    case: Case, inputs: tuple, orders: list[torch.Tensor], transposed: bool, layout: torch.memory_format
+) -> tuple:
+    """The same loss of channels in another order, and of maps that are transposed, with their boxes."""
     student, teacher, boxes, sizes, criterion = inputs
     aligned = case.student_channels is not None
     student = [s if aligned else s[:, order.to(s.device)] for s, order in zip(student, orders, strict=True)]
@@ -135,10 +137,15 @@ def permute(case: Case, inputs: tuple, orders: list[torch.Tensor], layout: torch
             if found := _axis(case, name):
                 level, axis = found
                 parameter.copy_(parameter.index_select(axis, orders[level].to(parameter.device)))
+    if transposed:
+        student, teacher = ([x.transpose(2, 3) for x in maps] for maps in (student, teacher))
+        boxes, sizes = [box[:, [1, 0, 3, 2]] for box in boxes], [(w, h) for h, w in sizes]
     student, teacher = ([x.contiguous(memory_format=layout) for x in maps] for maps in (student, teacher))
     return student, teacher, boxes, sizes, criterion
 
 
-def _restored(case: Case, name: str, value: torch.Tensor, orders: list[torch.Tensor]) -> torch.Tensor:
+def _restored(case: Case, name: str, value: torch.Tensor, orders: list[torch.Tensor], transposed: bool) -> torch.Tensor:
+    if transposed and name.startswith("student["):
+        value = value.transpose(2, 3)
     found = _axis(case, name)
     return value if found is None else value.index_select(found[1], orders[found[0]].argsort())
