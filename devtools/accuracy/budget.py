@@ -1,10 +1,10 @@
 """What a backend may be wrong by: twice what the float32 reference is wrong on the same inputs, by float64's judgement.
 
 A single number can be right by luck, and so can a vector where a softmax hangs on one rounding. Therefore the reference
-is asked in several *orders*: the same inputs with channels permuted, maps transposed and memory laid out
-otherwise, which changes nothing but the order of its sums. Its error is the largest of these, and a unit in the last place of the result is
-granted on top, for a result has to be rounded. There is no other tolerance. Where four orders do not excuse an error,
-32 are asked before it is called one.
+is asked in several *orders*: the same inputs with channels permuted, maps transposed and memory laid out otherwise,
+which changes nothing but the order of its sums. Its error is the largest of these, and a unit in the last place of the
+result is granted on top, for a result has to be rounded. There is no other tolerance. Where four orders do not excuse
+an error, 32 are asked before it is called one.
 """
 
 import copy

@@ -58,6 +58,8 @@ def run(seed: int, indices: Iterable[int], variants: list[Variant], path: pathli
     by_name = {variant.name: variant for variant in variants}
     try:
         with path.open("a") as file:
+            if done and not path.read_text().endswith("\n"):
+                file.write("\n")  # after a line that was cut off
             for count, index in enumerate(index for index in indices if index not in done):
                 if time.monotonic() > until:
                     break
