@@ -2,12 +2,14 @@ import json
 
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from fgd_distill.data import datamodule as data_module
 from fgd_distill.data.datamodule import CocoDataModule, CocoFolder
 from fgd_distill.data.resumable_loader import JointBatches, ResumableLoader, epoch_order
+from fgd_distill.errors import FGDOSError
 
 
 def module(digits, **options):
@@ -267,3 +269,20 @@ def test_bad_loader_settings(digits):
     data.setup("fit")
     with pytest.raises(ValueError, match="at most the 24 training images, got 25"):
         data.train_dataloader()
+
+
+def test_an_error_in_a_loader_process_is_told_without_its_traceback(monkeypatch):
+    """Torch's way of handing it over, without a process of its own."""
+
+    def fails(self):
+        try:
+            raise FGDOSError("20 images in a row: a.png: cut\nshort")
+        except FGDOSError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+        yield
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", fails)
+    loader = ResumableLoader(list(range(4)), JointBatches(4, 2))
+    with pytest.raises(FGDOSError) as error:
+        next(iter(loader))
+    assert str(error.value) == "20 images in a row: a.png: cut\nshort"

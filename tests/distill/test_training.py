@@ -9,6 +9,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fgd_distill.adapters import TorchvisionAdapter
+from fgd_distill.commands.main import main
 from fgd_distill.criterion import FGDConfig, build_criterion
 from fgd_distill.data.labels import CategoryLabels
 from fgd_distill.detectors.by_name import DetectorConfig
@@ -151,6 +152,16 @@ def test_options_that_would_be_unused(tmp_path):
             DetectionModule(student, **options)
     with pytest.raises(ValueError, match="lr_milestones: expected it or lr_scheduler"):
         DetectionModule(student, lr_milestones=LrMilestones(), lr_scheduler=lambda optimizer: None)
+
+
+def test_trainer_options_that_do_not_fit_each_other(fit_args, tmp_path):
+    """OneCycleLR would fail in the step after its last; Lightning refuses a fraction of an endless epoch."""
+    longer = [option.replace("trainer.max_steps=2", "trainer.max_steps=3") for option in fit_args(tmp_path, steps=2)]
+    with pytest.raises(SystemExit, match="fgd-distill fit: lr_scheduler.total_steps: expected at least .* 3, got 2"):
+        main(longer)
+    fraction = fit_args(tmp_path, "--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=null")
+    with pytest.raises(SystemExit, match="fgd-distill fit: `val_check_interval` should be an integer"):
+        main(fraction)
 
 
 def test_class_zero_is_the_background_of_two_stage_detectors():

@@ -100,6 +100,8 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(f"fgd-distill {name}: {error}")
         if isinstance(error, OSError) and error.errno in STORAGE:  # of a log or another file that a library writes
             sys.exit(f"fgd-distill {name}: {error.filename or 'a file'}: {error.strerror}")
+        if type(error).__name__ == "MisconfigurationException":  # Lightning's, of options that do not fit each other
+            sys.exit(f"fgd-distill {name}: {error}")
         raise
 
 

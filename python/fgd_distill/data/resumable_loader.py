@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import FGDValueError
+from ..errors import FGDError, FGDValueError
 from ..processes import process_rank
 
 
@@ -107,7 +107,14 @@ class ResumableLoader(DataLoader):
             self.epoch, self.done = self.epoch + 1, 0
         self._goes_on = False
         self.batch_sampler.epoch, self.batch_sampler.start = self.epoch, self.done
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except FGDError as error:
+                raise _without_traceback(error) from error
             self.done += 1
             yield batch
 
@@ -139,3 +146,9 @@ class ResumableLoader(DataLoader):
             )
         self.epoch, self.done = state["epoch"], state["batches"]
         self._goes_on = True
+
+
+def _without_traceback(error: FGDError) -> FGDError:
+    """The error as it was raised: torch puts the traceback of a loader process into the message."""
+    kind = type(error)
+    return kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip())

@@ -130,6 +130,7 @@ class DetectionModule(pl.LightningModule):
             scheduler: Any = LambdaLR(optimizer, partial(self._lr_factor, self.lr_milestones))
         elif self.make_scheduler is not None:
             scheduler = self.make_scheduler(optimizer)
+            _check_total_steps(scheduler, self.trainer.max_steps)
         else:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -259,6 +260,14 @@ def _check_teacher(teacher: DetectorConfig | None, inherit: bool, fgd: FGDConfig
         )
     if teacher is not None and teacher.weights is None:
         raise FGDValueError("teacher.weights: expected a file with trained weights, got None: it would teach noise")
+
+
+def _check_total_steps(scheduler: Any, max_steps: int) -> None:
+    total = getattr(scheduler, "total_steps", None)  # of OneCycleLR, which fails in the step after
+    if total is not None and max_steps > total:
+        raise FGDValueError(
+            f"lr_scheduler.total_steps: expected at least trainer.max_steps, {max_steps}, got {total}; set both alike"
+        )
 
 
 def _check_unused(fgd: FGDConfig | None, **options: object) -> None:
