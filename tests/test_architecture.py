@@ -207,9 +207,9 @@ def family_knowledge(text: str, path: str = "a.py") -> list[str]:
         if is_name and name in PARTS:
             found.append(f"{path}:{node.lineno}: {name}")
         if is_name and name in ("__name__", "__class__") and isinstance(node, ast.Attribute) and id(node) not in told:
-            # A message may tell a class's name; nothing may be decided by it.
+            # A message may tell a class's name; nothing may be decided by it, but of an error.
             owner = ast.unparse(node.value)
-            if name == "__class__" or owner.startswith("type("):
+            if name == "__class__" or (owner.startswith("type(") and owner != "type(error)"):
                 found.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
         if isinstance(node, ast.Dict) and path not in MASKS:
             keys = [key.value for key in node.keys if isinstance(key, ast.Constant)]
