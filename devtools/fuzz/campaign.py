@@ -53,6 +53,9 @@ def _worst(budget: Budget, found: dict) -> dict[str, float]:
 def run(seed: int, indices: Iterable[int], variants: list[Variant], path: pathlib.Path, limit_s: float) -> None:
     """Judge the cases that `path` has no line of yet, until all are done or the time is up."""
     done, until = {line["index"] for line in read(path)}, time.monotonic() + limit_s
+    indices = [index for index in indices if index not in done]
+    if not indices:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     workers = {variant.name: Worker(variant) for variant in variants}
     by_name = {variant.name: variant for variant in variants}
@@ -60,7 +63,7 @@ def run(seed: int, indices: Iterable[int], variants: list[Variant], path: pathli
         with path.open("a") as file:
             if done and not path.read_text().endswith("\n"):
                 file.write("\n")  # after a line that was cut off
-            for count, index in enumerate(index for index in indices if index not in done):
+            for count, index in enumerate(indices):
                 if time.monotonic() > until:
                     break
                 taking_part = {name: worker for name, worker in workers.items() if by_name[name].runs(index)}

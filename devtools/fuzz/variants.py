@@ -104,6 +104,14 @@ def _add_backend(name: str, operator) -> None:
     ops._operator = lambda asked: operator([]) if asked == name else find(asked)
 
 
+def _received(pipe):
+    """What is asked for next; None at the end, also where the campaign's process is gone."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
 def _serve(pipe, backend: str) -> None:
     torch.set_num_threads(1)
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -112,7 +120,7 @@ def _serve(pipe, backend: str) -> None:
         from devtools.offline import cuda_device  # only here: it compiles
 
         _add_backend(backend, cuda_device.operator)
-    while (asked := pipe.recv()) is not None:
+    while (asked := _received(pipe)) is not None:
         case = generator.make_case(*asked)
         try:
             found = evaluate(inputs_of(*asked), backend, None, case.fixed_student)

@@ -25,14 +25,14 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fgd_kernels import triton_kernels
-from fgd_kernels.triton_kernels import tiles
+from fgd_kernels.triton_kernels.host import tile_sizes
 
 TARGETS = {
     **{str(arch): GPUTarget("cuda", arch, 32) for arch in (75, 80, 90, 100, 120)},
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-_SHORT_OF_REGISTERS = ("100", "gfx1100")  # what tiles.gpu_of says of these
+_SHORT_OF_REGISTERS = ("100", "gfx1100")  # what tile_sizes.gpu_of says of these
 _TOOLS = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
 _BACKENDS = {"cuda": CUDABackend, "hip": HIPBackend}
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
@@ -161,12 +161,12 @@ def launches(
 @contextlib.contextmanager
 def _device(target: str):
     """Within, CPU tensors are taken to be on that GPU."""
-    original = tiles.gpu_of
-    tiles.gpu_of = lambda device: tiles.Gpu(TARGETS[target].warp_size, target in _SHORT_OF_REGISTERS)
+    original = tile_sizes.gpu_of
+    tile_sizes.gpu_of = lambda device: tile_sizes.Gpu(TARGETS[target].warp_size, target in _SHORT_OF_REGISTERS)
     try:
         yield
     finally:
-        tiles.gpu_of = original
+        tile_sizes.gpu_of = original
 
 
 def _gc_block(channels: int, levels: int) -> list[torch.Tensor]:

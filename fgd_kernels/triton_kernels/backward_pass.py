@@ -20,27 +20,20 @@ With ū = g_ctx·ctx, g_S, g_C, r, q and the factors of the feature loss as the 
     partials      [program][2·C + 4]        out: key sums, Σ f, and peak + 1 (int32), of both nets
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .backward_chunked import chunked_slice
-from .backward_tile import (
+from .device.backward_chunked import chunked_slice
+from .device.backward_tile import (
     channel_factors,
     context_mean,
     key_factor,
     pixel_factors,
     store_key_numbers,
     student_grad,
-    upstream,
 )
-from .gc_blocks import GcBlocks
-from .key_grads import key_size
-from .levels import MAPS, STATS, image_start, locate, multiple, number, pick
-from .pyramid import Layouts, Pyramid, encoded, scratch
-from .tile import (
+from .device.levels import image_start, locate, multiple, number, pick
+from .device.tile import (
     load_tile,
     over_channels,
     over_pixels,
@@ -53,6 +46,8 @@ from .tile import (
     tile_offset,
     zero_sums,
 )
+from .device.upstream import upstream
+from .layout import MAPS, STAT_CONTEXT_S, STAT_CONTEXT_T, STATS
 
 
 @triton.jit
@@ -90,8 +85,8 @@ def backward_slice(
     channel = channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC)
     mean_s, mean_t = 0.0, 0.0
     if GC:
-        mean_s = context_mean(context_s, stats + 4 * channels, channels, BLOCK_C)
-        mean_t = context_mean(context_t, stats + 5 * channels, channels, BLOCK_C)
+        mean_s = context_mean(context_s, stats + STAT_CONTEXT_S * channels, channels, BLOCK_C)
+        mean_t = context_mean(context_t, stats + STAT_CONTEXT_T * channels, channels, BLOCK_C)
     sum_s, sum_t = zero_sums(BLOCK_C, GROUPS, LAYOUT), zero_sums(BLOCK_C, GROUPS, LAYOUT)
     totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
     for first in range(begin, end, GROUPS * PART):
@@ -254,67 +249,3 @@ def backward_pass(
                         WIDE=WIDE,
                         SAME_ROWS=SAME_ROWS,
                     )
-
-
-def launch(
-    p: Pyramid,
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    student_grads: Sequence[Tensor],
-    gc: GcBlocks | None,
-    weights: tuple[float, ...],
-    grads: Tensor,
-    maps: Tensor,
-    stats: Tensor,
-    context_grad: Tensor,
-    keys: bool,
-) -> Tensor:
-    """The student's gradients; returns the slices' parts of the keys' gradients (where `keys`)."""
-    grid, tile = p.slices, p.tile
-    groups = (students, teachers, student_grads) if student_grads else (students, teachers)
-    layouts = Layouts.of(groups, tile.align)
-    partials = scratch(stats, grid.total * key_size(p) if keys else 0)
-    last = len(groups) - 1
-    backward_pass[(grid.total,)](
-        tuple(students),
-        tuple(teachers),
-        tuple(groups[last]),
-        gc.keys[::2] if gc else tuple(students),
-        grads,
-        maps,
-        stats,
-        context_grad,
-        partials,
-        weights,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(p.channels),
-        encoded(p.channels_before),
-        encoded(p.pixels),
-        encoded(p.pixels_before),
-        encoded(layouts.images(0)),
-        encoded(layouts.rows(0)),
-        encoded(layouts.images(1)),
-        encoded(layouts.rows(1)),
-        encoded(layouts.images(last)),
-        encoded(layouts.rows(last)),
-        encoded(layouts.kinds),
-        key_size(p),
-        p.images,
-        KINDS=layouts.present,
-        ALIGN=tile.align,
-        GC=p.gc,
-        STUDENT=bool(student_grads),
-        KEYS=keys,
-        BLOCK_C=tile.block_c,
-        GROUPS=tile.groups,
-        PARTS=tile.parts,
-        SLICE=tile.slice,
-        ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
-        WIDE=layouts.wide,
-        SAME_ROWS=layouts.same_rows,
-        CHUNKED=tile.chunked,
-        num_warps=tile.warps,
-        num_stages=1,
-    )
-    return partials

@@ -13,16 +13,36 @@ One program takes a block of pixels, the last of each image takes its channels.
     terms   [level][image][4]        out: fg, bg, attention, and Σc D2 for the global term
 """
 
-import math
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .levels import LOG2E, LOWEST, MAPS, STATS, SUMS, image_start, locate, number, pick
-from .merge import attention_map, sign
-from .pyramid import PIXEL_BLOCK, Grid, Pyramid, encoded, power_of_two, scratch
-from .slices import image_softmax, sum_blocks
+from .device.chunks import attention_map, image_softmax, sign, sum_blocks
+from .device.levels import LOG2E, LOWEST, image_start, locate, number, pick
+from .layout import (
+    MAP_ATTENTION,
+    MAP_FOCAL,
+    MAPS,
+    SOFTMAX_STUDENT,
+    SOFTMAX_TEACHER,
+    STAT_ATTENTION,
+    STAT_ATTENTION_GRAD,
+    STAT_CONTEXT_S,
+    STAT_SHIFT,
+    STAT_SHIFT_GRAD,
+    STATS,
+    SUM_ABS_S,
+    SUM_ABS_T,
+    SUM_BG,
+    SUM_CONTEXT_S,
+    SUM_D,
+    SUM_D2,
+    SUM_FG,
+    SUMS,
+    TERM_ATTENTION,
+    TERM_BG,
+    TERM_FG,
+    TERM_GLOBAL,
+)
 
 
 @triton.jit
@@ -37,25 +57,29 @@ def channel_attention(total, c, channels, scale):
 def finish_channels(sums, stats, terms, background, distance, channels, scale, GC: tl.constexpr, BLOCK_C: tl.constexpr):
     c = tl.arange(0, BLOCK_C)
     mask = c < channels
-    teacher = channel_attention(tl.load(sums + 5 * channels + c, mask=mask, other=0.0), c, channels, scale)
-    student = channel_attention(tl.load(sums + 4 * channels + c, mask=mask, other=0.0), c, channels, scale)
+    teacher = channel_attention(tl.load(sums + SUM_ABS_T * channels + c, mask=mask, other=0.0), c, channels, scale)
+    student = channel_attention(tl.load(sums + SUM_ABS_S * channels + c, mask=mask, other=0.0), c, channels, scale)
     difference = student - teacher
     mean = tl.sum(sign(difference) * student, axis=0) / channels
-    fg = tl.sum(teacher * tl.load(sums + c, mask=mask, other=0.0), axis=0)
-    bg = tl.sum(teacher * tl.load(sums + channels + c, mask=mask, other=0.0), axis=0)
-    tl.store(terms, fg)
-    tl.store(terms + 1, bg / tl.maximum(background, 1).to(tl.float32))
-    tl.store(terms + 2, tl.sum(tl.abs(difference), axis=0) + distance)
-    tl.store(terms + 3, tl.sum(tl.load(sums + 3 * channels + c, mask=mask, other=0.0), axis=0))
-    tl.store(stats + c, teacher, mask=mask)
-    tl.store(stats + channels + c, student * (sign(difference) - mean) * (scale / LOG2E), mask=mask)
-    tl.store(stats + 2 * channels + c, tl.zeros_like(teacher), mask=mask)
-    tl.store(stats + 3 * channels + c, tl.load(sums + 2 * channels + c, mask=mask, other=0.0), mask=mask)
+    fg = tl.sum(teacher * tl.load(sums + SUM_FG * channels + c, mask=mask, other=0.0), axis=0)
+    bg = tl.sum(teacher * tl.load(sums + SUM_BG * channels + c, mask=mask, other=0.0), axis=0)
+    tl.store(terms + TERM_FG, fg)
+    tl.store(terms + TERM_BG, bg / tl.maximum(background, 1).to(tl.float32))
+    tl.store(terms + TERM_ATTENTION, tl.sum(tl.abs(difference), axis=0) + distance)
+    tl.store(terms + TERM_GLOBAL, tl.sum(tl.load(sums + SUM_D2 * channels + c, mask=mask, other=0.0), axis=0))
+    tl.store(stats + STAT_ATTENTION * channels + c, teacher, mask=mask)
+    tl.store(
+        stats + STAT_ATTENTION_GRAD * channels + c, student * (sign(difference) - mean) * (scale / LOG2E), mask=mask
+    )
+    tl.store(stats + STAT_SHIFT * channels + c, tl.zeros_like(teacher), mask=mask)
+    tl.store(
+        stats + STAT_SHIFT_GRAD * channels + c, tl.load(sums + SUM_D * channels + c, mask=mask, other=0.0), mask=mask
+    )
     for i in tl.static_range(2):
         context = tl.zeros_like(teacher)
         if GC:
-            context = tl.load(sums + (6 + i) * channels + c, mask=mask, other=0.0)
-        tl.store(stats + (4 + i) * channels + c, context, mask=mask)
+            context = tl.load(sums + (SUM_CONTEXT_S + i) * channels + c, mask=mask, other=0.0)
+        tl.store(stats + (STAT_CONTEXT_S + i) * channels + c, context, mask=mask)
 
 
 @triton.jit
@@ -76,13 +100,13 @@ def finish_pixels(
 ):
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < pixels
-    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, scale, BLOCK)
-    student = attention_map(maps, scalars, size, slices, 1, p, pixels, scale, BLOCK)
+    teacher = attention_map(maps, scalars, size, slices, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
+    student = attention_map(maps, scalars, size, slices, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
     fg = tl.load(mask + p, mask=exists, other=0.0)
     outside = -1.0 / tl.maximum(background, 1).to(tl.float32)
-    tl.store(maps + p, teacher * tl.where(fg > 0, fg, outside), mask=exists)
+    tl.store(maps + MAP_FOCAL * pixels + p, teacher * tl.where(fg > 0, fg, outside), mask=exists)
     grad = student * (sign(student - teacher) - signed / pixels) * (scale / LOG2E)
-    tl.store(maps + pixels + p, grad, mask=exists)
+    tl.store(maps + MAP_ATTENTION * pixels + p, grad, mask=exists)
     for i in tl.static_range(2, 4):
         q = tl.zeros_like(teacher)
         if GC:
@@ -177,53 +201,3 @@ def finish(
             GC,
             BLOCK_C,
         )
-
-
-def launch(
-    p: Pyramid,
-    temperatures: tuple[float, float],
-    sums: Tensor,
-    distances: Tensor,
-    partials: Tensor,
-    mask: Tensor,
-    outside: Tensor,
-    maps: Tensor,
-    stats: Tensor,
-) -> Tensor:
-    """The images' terms; `maps` and `stats` become what the backward pass reads."""
-    grid = Grid.of([blocks + 1 for blocks in p.blocks.parts], p.images)
-    terms = scratch(maps, 4 * p.images * len(p.channels))
-    spatial, channel = temperatures
-    finish[(grid.total,)](
-        sums,
-        distances,
-        partials,
-        mask,
-        outside,
-        maps,
-        stats,
-        terms,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(p.slices.first),
-        encoded(p.slices.parts),
-        encoded(p.blocks.first),
-        encoded(p.blocks.parts),
-        encoded(p.channels),
-        encoded(p.channels_before),
-        encoded(p.pixels),
-        encoded(p.pixels_before),
-        encoded(p.mask_size),
-        encoded(p.mask_before),
-        p.logit_scales(spatial),
-        tuple(math.log2(math.e) / (size * channel) for size in p.pixels),
-        p.sum_size,
-        p.images,
-        GC=p.gc,
-        BLOCK_C=power_of_two(max(p.channels)),
-        BLOCK_P=PIXEL_BLOCK,
-        BLOCK=32,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
-    return terms

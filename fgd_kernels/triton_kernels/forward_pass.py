@@ -15,17 +15,14 @@ what is done to student and teacher is the same, whatever the compiler fuses.
     partials             [program][8·C + 8]     the eight sums, four maxima, four normalisers
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .forward_chunked import chunked_slice
-from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
-from .levels import LOWEST, MAPS, SUMS, image_start, locate, multiple, number, pick
-from .pyramid import Layouts, Pyramid, encoded, scratch
-from .tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, tile_offset, zero_sums
+from .device.forward_chunked import chunked_slice
+from .device.forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
+from .device.levels import LOWEST, image_start, locate, multiple, number, pick
+from .device.tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, tile_offset, zero_sums
+from .layout import MAPS, SUMS
 
 
 @triton.jit
@@ -194,55 +191,3 @@ def forward_pass(
                         WIDE=WIDE,
                         SAME_ROWS=SAME_ROWS,
                     )
-
-
-def launch(
-    p: Pyramid,
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    keys: tuple[Sequence[Tensor], Sequence[Tensor]],
-    spatial_temperature: float,
-    mask: Tensor,
-    maps: Tensor,
-) -> Tensor:
-    """The slices' partial sums; logits go to `maps`."""
-    grid, tile = p.slices, p.tile
-    layouts = Layouts.of((students, teachers), tile.align)
-    partials = scratch(mask, grid.total * p.sum_size)
-    forward_pass[(grid.total,)](
-        tuple(students),
-        tuple(teachers),
-        tuple(keys[0]),
-        tuple(keys[1]),
-        mask,
-        maps,
-        partials,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(p.channels),
-        encoded(p.pixels),
-        encoded(p.pixels_before),
-        encoded(p.mask_size),
-        encoded(p.mask_before),
-        encoded(layouts.images(0)),
-        encoded(layouts.rows(0)),
-        encoded(layouts.images(1)),
-        encoded(layouts.rows(1)),
-        p.logit_scales(spatial_temperature),
-        encoded(layouts.kinds),
-        p.sum_size,
-        KINDS=layouts.present,
-        ALIGN=tile.align,
-        GC=p.gc,
-        BLOCK_C=tile.block_c,
-        GROUPS=tile.groups,
-        PARTS=tile.parts,
-        SLICE=tile.slice,
-        ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
-        WIDE=layouts.wide,
-        SAME_ROWS=layouts.same_rows,
-        CHUNKED=tile.chunked,
-        num_warps=tile.warps,
-        num_stages=1,
-    )
-    return partials

@@ -13,39 +13,10 @@ One program takes a block of channels.
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .gc_blocks import GcBlocks
-from .levels import STATS, image_start, locate, number, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, before, cut, encoded, scratch
-
-
-@triton.jit
-def moments(hidden, size, BLOCK: tl.constexpr):
-    """Mean and 1 / sqrt(variance + 1e-5) of a hidden vector."""
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, size, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        total += tl.load(hidden + k, mask=k < size, other=0.0)
-    mean = tl.sum(total, axis=0) / size
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, size, BLOCK):
-        k = start + tl.arange(0, BLOCK)
-        x = tl.where(k < size, tl.load(hidden + k, mask=k < size, other=0.0) - mean, 0.0)
-        squares += x * x
-    return mean, 1.0 / tl.sqrt(tl.sum(squares, axis=0) / size + 1e-5)
-
-
-@triton.jit
-def normalised(hidden, k, size, mean, scale):
-    """(h - mean)·scale on the indices k."""
-    return tl.where(k < size, (tl.load(hidden + k, mask=k < size, other=0.0) - mean) * scale, 0.0)
-
-
-@triton.jit
-def relu(x):
-    """max(x, 0); a NaN stays one."""
-    return tl.where(x < 0, 0.0, x)
+from .device.gc import moments, normalised, relu
+from .device.levels import image_start, locate, number, pick
+from .layout import STAT_SHIFT, STAT_SHIFT_GRAD, STATS
 
 
 @triton.jit
@@ -121,34 +92,7 @@ def gc_added(
     at = image_start(channels_before, channels, level, image)
     mask = c < width
     r = v_s - v_t
-    d1 = tl.load(stats + STATS * at + 3 * width + c, mask=mask, other=0.0)
-    tl.store(stats + STATS * at + 2 * width + c, r, mask=mask)
-    tl.store(stats + STATS * at + 3 * width + c, 2.0 * (d1 + size * r), mask=mask)
+    d1 = tl.load(stats + STATS * at + STAT_SHIFT_GRAD * width + c, mask=mask, other=0.0)
+    tl.store(stats + STATS * at + STAT_SHIFT * width + c, r, mask=mask)
+    tl.store(stats + STATS * at + STAT_SHIFT_GRAD * width + c, 2.0 * (d1 + size * r), mask=mask)
     tl.store(shifted + tl.program_id(0), tl.sum(tl.where(mask, r * (2.0 * d1 + size * r), 0.0), axis=0))
-
-
-def launch(p: Pyramid, gc: GcBlocks, hidden: Tensor, stats: Tensor) -> tuple[Tensor, Grid]:
-    """The blocks' parts of the global terms and how they lie; the shift goes to `stats`."""
-    grid = Grid.of(cut(p.channels, CHANNEL_BLOCK), p.images)
-    shifted = scratch(stats, grid.total)
-    gc_added[(grid.total,)](
-        gc.w2,
-        gc.b2,
-        gc.ln_weight,
-        gc.ln_bias,
-        hidden,
-        stats,
-        shifted,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(gc.hidden),
-        encoded(before(gc.hidden, p.images)),
-        encoded(p.channels),
-        encoded(p.channels_before),
-        encoded(p.pixels),
-        BLOCK_C=CHANNEL_BLOCK,
-        BLOCK_K=32,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
-    return shifted, grid

@@ -15,19 +15,12 @@ One program takes a block of channels of one net, for all images; the first one 
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .gc_added import moments, normalised, relu
-from .gc_blocks import GcBlocks
-from .gc_hidden_grad import global_grad
-from .levels import STATS, locate, number, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Pyramid, before, cut, encoded, scratch
-
-
-@triton.jit
-def accumulate(at, value, mask, image):
-    """Write the first image's part, add the others' to it."""
-    tl.store(at, value + tl.load(at, mask=mask & (image > 0), other=0.0), mask=mask)
+from .device.chunks import accumulate
+from .device.gc import moments, normalised, relu
+from .device.levels import locate, number, pick
+from .device.upstream import global_grad
+from .layout import STAT_CONTEXT_S, STAT_SHIFT_GRAD, STATS
 
 
 @triton.jit
@@ -113,8 +106,8 @@ def gc_grads(
         h_at = number(hidden_before, net).to(tl.int64) + image * size
         h, da = hidden + h_at, hidden_grad + h_at
         at = number(channels_before, level).to(tl.int64) + image * width
-        dv = factor * tl.load(stats + STATS * at + 3 * width + c, mask=c < width, other=0.0)
-        context = tl.load(stats + STATS * at + (4 + net % 2) * width + c, mask=c < width, other=0.0)
+        dv = factor * tl.load(stats + STATS * at + STAT_SHIFT_GRAD * width + c, mask=c < width, other=0.0)
+        context = tl.load(stats + STATS * at + (STAT_CONTEXT_S + net % 2) * width + c, mask=c < width, other=0.0)
         mean, scale = moments(h, size, BLOCK_K)
         total, product = norm_sums(h, da, gamma, beta, size, mean, scale, BLOCK_K)
         grad = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
@@ -138,49 +131,3 @@ def gc_grads(
             tl.debug_barrier()  # the next image's parts are added to what other threads of this program have stored
         out = context_grad + 2 * number(channels_before, level).to(tl.int64) + (net % 2 * images + image) * width
         tl.store(out + c, tl.sum(grad, axis=0), mask=c < width)
-
-
-def launch(
-    p: Pyramid,
-    gc: GcBlocks,
-    gc_out: GcBlocks | None,
-    weights: tuple[float, ...],
-    grads: Tensor,
-    hidden: Tensor,
-    hidden_grad: Tensor,
-    stats: Tensor,
-) -> Tensor:
-    """The contexts' gradients; those of the parameters go to `gc_out`, if they are asked for."""
-    grid = Grid.of([blocks for blocks in cut(p.channels, CHANNEL_BLOCK) for _ in range(2)], 1)
-    context_grad = scratch(stats, 2 * p.images * sum(p.channels))
-    out = gc_out or gc
-    gc_grads[(grid.total,)](
-        grads,
-        gc.w1,
-        gc.ln_weight,
-        gc.ln_bias,
-        hidden,
-        hidden_grad,
-        stats,
-        context_grad,
-        out.w1,
-        out.b1,
-        out.ln_weight,
-        out.ln_bias,
-        out.w2,
-        out.b2,
-        weights,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(gc.hidden),
-        encoded(before(gc.hidden, p.images)),
-        encoded(p.channels),
-        encoded(p.channels_before),
-        p.images,
-        PARAMETERS=gc_out is not None,
-        BLOCK_C=CHANNEL_BLOCK,
-        BLOCK_K=32,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
-    return context_grad

@@ -13,15 +13,11 @@ One program takes a block of channels of one net.
     bias_grads   (1,) a net                 out
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .gc_blocks import GcBlocks
-from .levels import STATS, locate, number, pick
-from .pyramid import CHANNEL_BLOCK, Grid, Layouts, Pyramid, cut, encoded
+from .device.levels import locate, number, pick
+from .layout import STAT_CONTEXT_S, STATS
 
 
 @triton.jit
@@ -108,52 +104,9 @@ def sum_key_grads(
             at_t, row_t = pick(teachers, level) + number(t_image, level).to(tl.int64) * image, number(t_row, level)
             value = features_of_pixel(at_t, row_t, kind, peak, c, width)
         before = number(channels_before, level).to(tl.int64) + image * width
-        context = stats + STATS * before + (4 + of_teacher) * width
+        context = stats + STATS * before + (STAT_CONTEXT_S + of_teacher) * width
         value += tl.load(context + c, mask=(c < width) & (peak < 0), other=0.0)
         peaks += sum_f * value
         shifts += sum_f
     tl.store(pick(key_grads, net) + c, tl.sum(total, axis=0)[None, :] - peaks, mask=c < width)
     tl.store(pick(bias_grads, net), shifts * 0.0, mask=block == 0)
-
-
-def key_size(p: Pyramid) -> int:
-    """Entries of a slice's partial sums in the backward pass."""
-    return 2 * max(p.channels) + 4
-
-
-def launch(
-    p: Pyramid,
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    gc_out: GcBlocks,
-    stats: Tensor,
-    partials: Tensor,
-) -> None:
-    """The slices' partial sums become the gradients of the keys; the biases' are zero."""
-    grid = Grid.of([blocks for blocks in cut(p.channels, CHANNEL_BLOCK) for _ in range(2)], 1)
-    layouts = Layouts.of((students, teachers), p.tile.align)
-    sum_key_grads[(grid.total,)](
-        tuple(students),
-        tuple(teachers),
-        stats,
-        partials,
-        gc_out.keys,
-        gc_out.biases,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(p.slices.first),
-        encoded(p.slices.parts),
-        encoded(p.channels),
-        encoded(p.channels_before),
-        encoded(layouts.images(0)),
-        encoded(layouts.rows(0)),
-        encoded(layouts.images(1)),
-        encoded(layouts.rows(1)),
-        encoded(layouts.kinds),
-        key_size(p),
-        p.images,
-        BLOCK_C=CHANNEL_BLOCK,
-        BLOCK=32,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )

@@ -12,13 +12,10 @@ in float32 and in this order of operations, divisions rounded as IEEE says: bit-
     outside   [program]            out: pixels of the program's block that no box covers, int32
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .levels import image_start, locate, number
-from .pyramid import PIXEL_BLOCK, Pyramid, encoded, scratch
+from .device.levels import image_start, locate, number
 
 
 @triton.jit
@@ -72,28 +69,3 @@ def rasterise(
         fg = tl.maximum(fg, box_weight(boxes, box, h, w, height.to(tl.float32), width.to(tl.float32), x, y))
     tl.store(mask + image_start(mask_before, mask_size, level, image) + p, fg, mask=exists)
     tl.store(outside + tl.program_id(0), tl.sum((exists & (fg == 0)).to(tl.int32), axis=0))
-
-
-def launch(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """fg, and the pixels outside all boxes of every block of pixels."""
-    grid = p.blocks
-    mask = scratch(sizes, p.images * sum(p.mask_size))
-    outside = scratch(sizes, grid.total, torch.int32)
-    rasterise[(grid.total,)](
-        boxes,
-        offsets,
-        sizes,
-        mask,
-        outside,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(p.heights),
-        encoded(p.widths),
-        encoded(p.pixels),
-        encoded(p.mask_size),
-        encoded(p.mask_before),
-        BLOCK=PIXEL_BLOCK,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
-    return mask, outside

@@ -15,11 +15,10 @@ One program takes a block of channels, or a block of pixels.
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .levels import LOG2E, LOWEST, MAPS, SUMS, image_start, locate, number, pick
-from .pyramid import CHANNEL_BLOCK, PIXEL_BLOCK, Grid, Pyramid, cut, encoded, scratch
-from .slices import image_softmax
+from .device.chunks import attention_map, image_softmax, sign
+from .device.levels import LOG2E, LOWEST, image_start, locate, number, pick
+from .layout import MAPS, SOFTMAX_CONTEXT_S, SOFTMAX_STUDENT, SOFTMAX_TEACHER, SUM_CONTEXT_S, SUMS
 
 
 @triton.jit
@@ -54,7 +53,7 @@ def merge_channels(
 ):
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     scalars = partial + SUMS * channels
-    best, normaliser = image_softmax(scalars, size, slices, 0, scale, BLOCK)
+    best, normaliser = image_softmax(scalars, size, slices, SOFTMAX_TEACHER, scale, BLOCK)
     attention = (best, pixels / normaliser)
     one = (best, 1.0)
     for i in tl.static_range(6):
@@ -64,24 +63,10 @@ def merge_channels(
         tl.store(sums + i * channels + c, total, mask=c < channels)
     if GC:
         for i in tl.static_range(2):
-            best, normaliser = image_softmax(scalars, size, slices, 2 + i, LOG2E, BLOCK)
+            best, normaliser = image_softmax(scalars, size, slices, SOFTMAX_CONTEXT_S + i, LOG2E, BLOCK)
             factor = (best, 1.0 / normaliser)
             context = scaled_sum(partial, size, slices, 6 + i, c, channels, factor, LOG2E, 2 + i, BLOCK)
-            tl.store(sums + (6 + i) * channels + c, context, mask=c < channels)
-
-
-@triton.jit
-def sign(x):
-    """1, 0, -1, or NaN."""
-    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
-
-
-@triton.jit
-def attention_map(maps, scalars, size, slices, index, p, pixels, scale, BLOCK: tl.constexpr):
-    """A^S (7) of a block of pixels, from the logits."""
-    best, normaliser = image_softmax(scalars, size, slices, index, scale, BLOCK)
-    z = tl.load(maps + index * pixels + p, mask=p < pixels, other=LOWEST)
-    return tl.where(p < pixels, tl.exp2((z - best) * scale) * (pixels / normaliser), 0.0)
+            tl.store(sums + (SUM_CONTEXT_S + i) * channels + c, context, mask=c < channels)
 
 
 @triton.jit
@@ -89,8 +74,8 @@ def merge_pixels(
     maps, scalars, distances, size, slices, block, pixels, scale, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
 ):
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    teacher = attention_map(maps, scalars, size, slices, 0, p, pixels, scale, BLOCK)
-    student = attention_map(maps, scalars, size, slices, 1, p, pixels, scale, BLOCK)
+    teacher = attention_map(maps, scalars, size, slices, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
+    student = attention_map(maps, scalars, size, slices, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
     difference = student - teacher
     tl.store(distances + 2 * block, tl.sum(tl.abs(difference), axis=0))
     tl.store(distances + 2 * block + 1, tl.sum(sign(difference) * student, axis=0))
@@ -166,36 +151,3 @@ def merge(
             BLOCK_C,
             BLOCK,
         )
-
-
-def launch(p: Pyramid, spatial_temperature: float, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The images' sums, and the distance of the spatial attentions in every block of pixels."""
-    parts = [a + b for a, b in zip(p.blocks.parts, cut(p.channels, CHANNEL_BLOCK), strict=True)]
-    grid = Grid.of(parts, p.images)
-    sums = scratch(maps, 8 * p.images * sum(p.channels))
-    distances = scratch(maps, 2 * p.blocks.total)
-    merge[(grid.total,)](
-        partials,
-        maps,
-        sums,
-        distances,
-        encoded(grid.first),
-        encoded(grid.parts),
-        encoded(p.slices.first),
-        encoded(p.slices.parts),
-        encoded(p.blocks.first),
-        encoded(p.blocks.parts),
-        encoded(p.channels),
-        encoded(p.channels_before),
-        encoded(p.pixels),
-        encoded(p.pixels_before),
-        p.logit_scales(spatial_temperature),
-        p.sum_size,
-        GC=p.gc,
-        BLOCK_C=CHANNEL_BLOCK,
-        BLOCK_P=PIXEL_BLOCK,
-        BLOCK=32,
-        num_warps=4,
-        enable_fp_fusion=False,
-    )
-    return sums, distances

@@ -6,15 +6,11 @@ weighted  (L, 4)                   out
 fg, bg, attention, global_         out, one number each
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .levels import decoded
-from .pyramid import Grid, Pyramid, encoded
-from .slices import sum_blocks
+from .device.chunks import sum_blocks
+from .device.levels import decoded
 
 _LEVELS = ["weights", "first", "parts"]
 
@@ -51,24 +47,3 @@ def total(
         sums = new
     for i in tl.static_range(4):
         tl.store((fg, bg, attention, global_)[i], sums[i])
-
-
-def launch(p: Pyramid, weights: Sequence[float], terms: Tensor, shifted: Tensor, grid: Grid) -> tuple[Tensor, ...]:
-    """fg, bg, attention, global, and the weighted terms of every level."""
-    weighted = terms.new_empty((len(p.channels), 4))
-    scalars = tuple(terms.new_empty(()) for _ in range(4))
-    total[(1,)](
-        terms,
-        shifted,
-        weighted,
-        *scalars,
-        tuple(weight / p.images for weight in weights),
-        encoded(grid.first),
-        encoded(grid.parts),
-        p.images,
-        GC=p.gc,
-        BLOCK=32,
-        num_warps=1,
-        enable_fp_fusion=False,
-    )
-    return (*scalars, weighted)

@@ -80,7 +80,8 @@ def test_saves_what_the_cpu_kernels_save():
 
 
 def test_masks_are_bit_equal_to_the_reference():
-    from fgd_kernels import triton_kernels
+    from fgd_kernels.triton_kernels.host import forward
+    from fgd_kernels.triton_kernels.host.pyramid import Pyramid
 
     torch.manual_seed(2)
     boxes = [200 * torch.rand(9, 4) - 40 for _ in range(2)]
@@ -90,8 +91,8 @@ def test_masks_are_bit_equal_to_the_reference():
     boxes[1][0, 1], boxes[1][1, 2], boxes[1][2, 0] = math.nan, math.inf, -math.inf
     levels, sizes = ((7, 13), (5, 9), (1, 1)), torch.tensor([[104.0, 136.0], [99.0, 131.0]])
     offsets = torch.tensor([0, 9, 18], dtype=torch.int32)
-    pyramid = triton_kernels.Pyramid.of([torch.zeros(2, 3, *size) for size in levels], [torch.zeros(1)], False)
-    mask, outside = triton_kernels.mask.launch(pyramid, torch.cat(boxes), offsets, sizes)
+    pyramid = Pyramid.of([torch.zeros(2, 3, *size) for size in levels], [torch.zeros(1)], False)
+    mask, outside = forward.rasterise(pyramid, torch.cat(boxes), offsets, sizes)
     expected = [fgd.reference.foreground_mask(torch.cat(boxes), offsets, sizes, *size) for size in levels]
     for fg, start, size in zip(expected, pyramid.mask_before, pyramid.mask_size, strict=True):
         found = mask[start : start + 2 * size].view(2, size)[:, : fg[0].numel()]
@@ -201,7 +202,7 @@ def test_layouts_may_differ_between_levels():
 
 def test_offsets_of_64_bits(monkeypatch):
     """Offsets within an image that spans 2^31 elements, and from image to image: the same numbers as with 32 bits."""
-    from fgd_kernels.triton_kernels import pyramid
+    from fgd_kernels.triton_kernels.host import pyramid
 
     def wide(*args):
         found = of(*args)
@@ -238,7 +239,7 @@ def test_empty_batch():
 
 
 def test_maps_too_large_for_32_bits_are_refused():
-    from fgd_kernels.triton_kernels import Pyramid
+    from fgd_kernels.triton_kernels.host.pyramid import Pyramid
 
     features = [torch.empty(1, 1, 2**15, side, dtype=torch.bfloat16, device="meta") for side in (2**14 - 1, 2**14)]
     assert Pyramid.of(features[:1], features[:1], False).pixels == (2**29 - 2**15,)

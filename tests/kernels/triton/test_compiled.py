@@ -21,7 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from devtools.offline import triton_build, triton_device
 from devtools.offline.kernel_names import KERNELS
-from fgd_kernels.triton_kernels import pyramid
+from fgd_kernels.triton_kernels.host import pyramid
 
 LAYOUTS = ("contiguous", "channels_last")
 KINDS = [*zip(("float32", "bfloat16"), LAYOUTS, strict=True), *zip(("bfloat16", "float32"), LAYOUTS, strict=True)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import FGDValueError
-from . import tiles
+from ...errors import FGDValueError
+from . import tile_sizes
 
 PIXEL_BLOCK = 1024  # pixels of a program of the kernels that work on maps alone
 CHANNEL_BLOCK = 32  # channels of a program of the kernels that work on sums over pixels
@@ -71,7 +71,7 @@ class Pyramid:
     heights: tuple[int, ...]
     widths: tuple[int, ...]
     gc: bool
-    tile: tiles.Tile
+    tile: tile_sizes.Tile
 
     @functools.cached_property
     def pixels(self) -> tuple[int, ...]:
@@ -124,13 +124,13 @@ class Pyramid:
             heights=tuple(s.shape[2] for s in students),
             widths=tuple(s.shape[3] for s in students),
             gc=gc,
-            tile=tiles.tile_for(max(channels), size, tiles.gpu_of(students[0].device)),
+            tile=tile_sizes.tile_for(max(channels), size, tile_sizes.gpu_of(students[0].device)),
         )
 
 
 @dataclass(frozen=True)
 class Layouts:
-    """Strides of all levels, which of the four kinds of layout (tiles.py) each has, and how far offsets go."""
+    """Strides of all levels, which of the four kinds of layout (tile_sizes.py) each has, and how far offsets go."""
 
     strides: tuple[tuple[Strides, ...], ...]  # of student, teacher, and the gradient where there is one
     kinds: tuple[int, ...]
@@ -164,7 +164,7 @@ class Layouts:
                 x.data_ptr() % 16 == 0 and s.row % align == 0 and s.image % align == 0
                 for x, s in zip(level, found, strict=True)
             )
-            kinds.append((0 if in_rows else tiles.ROWS_KINDS) + (0 if aligned else 1))
+            kinds.append((0 if in_rows else tile_sizes.ROWS_KINDS) + (0 if aligned else 1))
             wide = wide or any((rows + 2048) * s.row + length + 2048 >= 2**31 for s in found)
             strides.append(found)
         return cls(tuple(zip(*strides, strict=True)), tuple(kinds), wide)

@@ -7,8 +7,9 @@ All groups of pixels have one running maximum here, because sums leave the regis
 import triton
 import triton.language as tl
 
+from ..layout import SUMS
 from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes
-from .levels import LOWEST, SUMS
+from .levels import LOWEST
 from .tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, sum_groups, tile_offset, zero_sums
 
 

@@ -11,12 +11,6 @@ import triton.language as tl
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)  # below every logit; finite, so that LOWEST - LOWEST is 0
 
-# csrc/include/fgd/layout.h
-MAPS: tl.constexpr = tl.constexpr(4)
-STATS: tl.constexpr = tl.constexpr(6)
-SUMS: tl.constexpr = tl.constexpr(8)
-SOFTMAXES: tl.constexpr = tl.constexpr(4)
-
 
 @triton.jit
 def pick(values, level):

@@ -6,30 +6,27 @@ The equation is in backward_pass.py. Without GcBlocks (GC false) the global loss
 import triton
 import triton.language as tl
 
-from .merge import sign
+from ..layout import (
+    MAP_ATTENTION,
+    MAP_CONTEXT_S,
+    MAP_CONTEXT_T,
+    MAP_FOCAL,
+    STAT_ATTENTION,
+    STAT_ATTENTION_GRAD,
+    STAT_SHIFT,
+)
+from .chunks import sign
 from .tile import column_maximum, column_sum, map_index, over_channels, over_pixels
-
-
-@triton.jit
-def upstream(grads, weights, level):
-    """g_fg, g_bg, g_at, g_gl of a level, weights and 1/N included."""
-    found = ()
-    for term in tl.static_range(4):
-        weight = weights[term]
-        for i in tl.static_range(1, len(weights) // 4):
-            weight = tl.where(level == i, weights[4 * i + term], weight)
-        found = found + (tl.load(grads + term) * weight,)  # noqa: RUF005 - Triton knows no * in a tuple
-    return found
 
 
 @triton.jit
 def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.constexpr):
     """A^C_t, g_at·g_C, and of the global term 2·g_gl·r, g_ctx_s, Wk_s, g_ctx_t: vectors of channels."""
     mask = c < channels
-    attention = tl.load(stats + c, mask=mask, other=0.0)
-    signed = g[2] * tl.load(stats + channels + c, mask=mask, other=0.0)
+    attention = tl.load(stats + STAT_ATTENTION * channels + c, mask=mask, other=0.0)
+    signed = g[2] * tl.load(stats + STAT_ATTENTION_GRAD * channels + c, mask=mask, other=0.0)
     if GC:
-        shift = 2.0 * g[3] * tl.load(stats + 2 * channels + c, mask=mask, other=0.0)
+        shift = 2.0 * g[3] * tl.load(stats + STAT_SHIFT * channels + c, mask=mask, other=0.0)
         grad_s = tl.load(context_s + c, mask=mask, other=0.0)
         grad_t = tl.load(context_t + c, mask=mask, other=0.0)
         return attention, signed, shift, grad_s, tl.load(key_s + c, mask=mask, other=0.0), grad_t
@@ -42,12 +39,12 @@ def pixel_factors(
     maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, GC: tl.constexpr
 ):
     """The feature loss's factor of d·A^C_t, g_at·g_S, and of the global term q_s, f_s, f_t, q_t: per pixel."""
-    focal = tl.load(maps + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
+    focal = tl.load(maps + map_index(MAP_FOCAL, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
-    signed = g[2] * tl.load(maps + map_index(1, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
+    signed = g[2] * tl.load(maps + map_index(MAP_ATTENTION, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     if GC:
-        q_s = tl.load(maps + map_index(2, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        q_t = tl.load(maps + map_index(3, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
+        q_s = tl.load(maps + map_index(MAP_CONTEXT_S, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
+        q_t = tl.load(maps + map_index(MAP_CONTEXT_T, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         return feature, signed, q_s, q_s * (u_s - mean_s), q_t * (u_t - mean_t), q_t
     else:
         return feature, signed

@@ -5,8 +5,9 @@ channels, first for u, then (from the cache) for the gradient. The keys' sums st
 import triton
 import triton.language as tl
 
+from ..layout import STAT_CONTEXT_S, STAT_CONTEXT_T
 from .backward_tile import channel_factors, context_mean, key_factor, pixel_factors, store_key_numbers, student_grad
-from .gc_grads import accumulate
+from .chunks import accumulate
 from .tile import (
     load_tile,
     over_channels,
@@ -54,8 +55,8 @@ def chunked_slice(
 ):
     mean_s, mean_t = 0.0, 0.0
     if GC:
-        mean_s = context_mean(context_s, stats + 4 * channels, channels, BLOCK_C)
-        mean_t = context_mean(context_t, stats + 5 * channels, channels, BLOCK_C)
+        mean_s = context_mean(context_s, stats + STAT_CONTEXT_S * channels, channels, BLOCK_C)
+        mean_t = context_mean(context_t, stats + STAT_CONTEXT_T * channels, channels, BLOCK_C)
     totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
     for first in range(begin, end, GROUPS * PART):
         p = pixel_index(first, LAYOUT, GROUPS, PART)

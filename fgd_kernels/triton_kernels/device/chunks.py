@@ -7,7 +7,8 @@ through in order, so the result is the same bits whatever runs when.
 import triton
 import triton.language as tl
 
-from .levels import LOWEST, SOFTMAXES
+from ..layout import SOFTMAXES
+from .levels import LOWEST
 
 
 @triton.jit
@@ -40,3 +41,23 @@ def sum_blocks(at, stride, blocks, BLOCK: tl.constexpr):
         row = start + rows
         total += tl.load(at + row * stride, mask=row < blocks, other=0)
     return tl.sum(total, axis=0)
+
+
+@triton.jit
+def sign(x):
+    """1, 0, -1, or NaN."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, x))
+
+
+@triton.jit
+def attention_map(maps, scalars, size, slices, index, p, pixels, scale, BLOCK: tl.constexpr):
+    """A^S (7) of a block of pixels, from the logits."""
+    best, normaliser = image_softmax(scalars, size, slices, index, scale, BLOCK)
+    z = tl.load(maps + index * pixels + p, mask=p < pixels, other=LOWEST)
+    return tl.where(p < pixels, tl.exp2((z - best) * scale) * (pixels / normaliser), 0.0)
+
+
+@triton.jit
+def accumulate(at, value, mask, image):
+    """Write the first image's part, add the others' to it."""
+    tl.store(at, value + tl.load(at, mask=mask & (image > 0), other=0.0), mask=mask)

@@ -1,0 +1,1 @@
+"""What runs on the host: shapes and strides, tile sizes, the GcBlocks' tensors, and the launches."""
