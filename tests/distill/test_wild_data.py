@@ -244,15 +244,31 @@ def test_categories_of_training_and_validation_must_agree(folder, tmp_path):
 
     swapped = [{"id": 1, "name": "b"}, {"id": 2, "name": "a"}]
     with pytest.raises(
-        ValueError, match=r"val\.json: expected the categories of .*train\.json, 2 differ: 1 is 'a' in tr"
+        ValueError, match=r"val\.json: expected the categories of .*train\.json, 2 differ: 1 is 'a' there and 'b' here"
     ):
         module(swapped).setup("fit")
-    with pytest.raises(ValueError, match="1 differ: 3 is 'c' in validation only"):
+    with pytest.raises(ValueError, match="1 differ: 3 is 'c' here only"):
         module([*CATEGORIES, {"id": 3, "name": "c"}], 3).setup("fit")
     spaced = [{"id": 1, "name": "a "}, {"id": 2, "name": "b"}]
     for fine in (CATEGORIES, CATEGORIES[:1], [*CATEGORIES, {"id": 3, "name": "c"}], [{"id": 1}], spaced):
         module(fine).setup("fit")
     module(swapped).setup("validate")
+
+
+def test_a_checkpoint_is_evaluated_on_its_own_categories(digits, fit_args, tmp_path):
+    run(fit_args(tmp_path, "--trainer.limit_val_batches=1", steps=1))
+    checkpoint = str(next(tmp_path.rglob("*.ckpt")))
+    content = json.loads((digits / "annotations" / "val.json").read_text())
+    content["categories"][0]["name"], content["categories"][1]["name"] = "1", "0"
+    (tmp_path / "swapped.json").write_text(json.dumps(content))
+    arguments = fit_args(tmp_path, f"--data.val_annotations={tmp_path / 'swapped.json'}", f"--ckpt_path={checkpoint}")
+    validate = ["validate", *(arg for arg in arguments[1:] if "lr_scheduler" not in arg)]
+    with pytest.raises(
+        ValueError, match=r"swapped.json: expected the categories of the checkpoint, 2 differ: 1 is '0' th"
+    ):
+        run(validate)
+    with pytest.raises(ValueError, match="swapped.json: expected the categories of .*train.json, 2 differ"):
+        run(arguments)
 
 
 # --- files ------------------------------------------------------------------------------------------------------

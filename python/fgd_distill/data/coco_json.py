@@ -166,31 +166,42 @@ class _Cleaner:
             )
 
 
-def check_same_categories(train: dict[str, Any], train_path: Path, val: dict[str, Any], val_path: Path) -> None:
-    """Raises ValueError where an id means another category in validation, or one that training does not have.
+def category_names(content: dict[str, Any]) -> dict[int, str | None]:
+    """By id, the names of a file's categories; None where one has no name."""
+    names = {category["id"]: category.get("name") for category in content["categories"]}
+    return {number: None if name is None else str(name) for number, name in names.items()}
+
+
+def check_same_categories(
+    known: dict[int, str | None], source: str | Path, content: dict[str, Any], path: Path
+) -> None:
+    """Raises ValueError where an id means another category than in training, or one that training does not have.
 
     Args:
-        train, val: contents of two files; their paths, for the message.
+        known: names of the training's categories, by id.
+        source: where they come from, for the message.
+        content: of the file to compare.
+        path: of that file.
     """
-    theirs = {category["id"]: category.get("name") for category in train["categories"]}
-    used = {annotation["category_id"] for annotation in val["annotations"]}
+    used = {annotation["category_id"] for annotation in content["annotations"]}
     differs = []
-    for category in val["categories"]:
-        number, name = category["id"], category.get("name")
-        if number not in theirs:
+    for number, name in category_names(content).items():
+        if number not in known:
             if number in used:
-                differs.append(f"{number} is {name!r} in validation only")
-        elif None not in (name, theirs[number]) and _plain(name) != _plain(theirs[number]):
-            differs.append(f"{number} is {theirs[number]!r} in training and {name!r} in validation")
+                differs.append(f"{number} is {name!r} here only")
+        else:
+            theirs = known[number]
+            if name is not None and theirs is not None and _plain(name) != _plain(theirs):
+                differs.append(f"{number} is {theirs!r} there and {name!r} here")
     if differs:
         raise FGDValueError(
-            f"{val_path}: expected the categories of {train_path}, {len(differs)} differ: {'; '.join(differs[:4])}; "
-            "write both files with one list of categories"
+            f"{path}: expected the categories of {source}, {len(differs)} differ: {'; '.join(differs[:4])}; "
+            "write all files with one list of categories"
         )
 
 
-def _plain(name: object) -> str:
-    return unicodedata.normalize("NFC", str(name)).strip()
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _integer(value: object) -> int | None:

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from ..errors import FGDOSError, FGDRuntimeError, FGDValueError
 from .coco_folder import open_coco
-from .coco_json import check_same_categories
+from .coco_json import category_names, check_same_categories
 from .image_files import MAX_PIXELS, UnreadableImageError
 from .labels import CategoryLabels
 from .resumable_loader import JointBatches, ResumableLoader, derived_seed
@@ -195,8 +195,8 @@ class CocoDataModule(pl.LightningDataModule):
         if self.val_set is None:
             self.val_set = self._open(self.val_paths)
         if self.train_set is not None:
-            train, val = self.train_set.coco.dataset, self.val_set.coco.dataset
-            check_same_categories(train, self.train_paths[1], val, self.val_paths[1])
+            known = category_names(self.train_set.coco.dataset)
+            check_same_categories(known, self.train_paths[1], self.val_set.coco.dataset, self.val_paths[1])
             self.val_set.labels = self.train_set.labels  # the detector's, also where a file lists fewer categories
 
     def _open(self, paths: tuple[Path, Path], transforms: list[nn.Module] | None = None) -> CocoFolder:

@@ -19,6 +19,7 @@ from fgd_kernels import LOSS_NAMES
 
 from ..adapters import as_adapter
 from ..criterion import FGDConfig, build_criterion
+from ..data.coco_json import category_names, check_same_categories
 from ..data.datamodule import Batch, CocoFolder
 from ..data.evaluation import CocoEvaluator
 from ..data.labels import CategoryLabels
@@ -219,10 +220,13 @@ class DetectionModule(pl.LightningModule):
         checkpoint["adapter"] = self.adapter_name
         checkpoint["seed"] = self.seed
         checkpoint["labels"] = self._data("val_set").labels.state()
+        trained = getattr(getattr(self.trainer, "datamodule", None), "train_set", None) or self._data("val_set")
+        checkpoint["category_names"] = category_names(trained.coco.dataset)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seed = checkpoint.get("seed", self.seed)
         self._check_stored_labels(checkpoint.get("labels"))
+        self._check_stored_names(checkpoint.get("category_names"))
         own = self.state_dict()
         if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
             # Only the student is evaluated, so a checkpoint of one trained in another way will do.
@@ -233,6 +237,15 @@ class DetectionModule(pl.LightningModule):
         elif self._trainer is not None:
             keep_best(self._trainer, checkpoint)
         _check_fits(own, checkpoint["state_dict"])
+
+    def _check_stored_names(self, stored: dict[int, str | None] | None) -> None:
+        """The data must have the categories that the detector was trained with."""
+        datamodule = getattr(self._trainer, "datamodule", None)
+        for split in ("train", "val"):
+            dataset = getattr(datamodule, f"{split}_set", None)
+            if stored is not None and isinstance(dataset, CocoFolder):
+                path = getattr(datamodule, f"{split}_paths")[1]
+                check_same_categories(stored, "the checkpoint", dataset.coco.dataset, path)
 
     def _check_stored_labels(self, stored: dict[str, Any] | None) -> None:
         """A training goes on with the labels that it had; an evaluation takes them from the checkpoint."""
