@@ -5,6 +5,7 @@ than two milliseconds a step. The price is three names of torch's that are not p
 on, and the guard and the mask that keep a call below autograd.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,22 +21,36 @@ NAMESPACE = "fgd_kernels"
 class Inputs(NamedTuple):
     """The operators' tensors. autograd wants them `flat`; its answers come in the same order."""
 
-    student: Sequence
-    teacher: Sequence
+    student: Any
+    teacher: Any
     box_values: Any
     box_offsets: Any
     image_sizes: Any
-    gc_block: Sequence
+    gc_block: Any
 
     def flat(self) -> tuple:
         """One entry a tensor."""
         return (*self.student, *self.teacher, self.box_values, self.box_offsets, self.image_sizes, *self.gc_block)
 
     @classmethod
-    def of(cls, flat: Sequence, levels: int) -> "Inputs":
-        """From one entry a tensor, of a pyramid of `levels` levels."""
-        rest = flat[2 * levels :]
-        return cls(list(flat[:levels]), list(flat[levels : 2 * levels]), rest[0], rest[1], rest[2], list(rest[3:]))
+    def of(cls, flat: list, levels: int) -> "Inputs":
+        """From a list with one entry a tensor, of a pyramid of `levels` levels."""
+        at = places(levels)
+        return cls(
+            flat[at.student],
+            flat[at.teacher],
+            flat[at.box_values],
+            flat[at.box_offsets],
+            flat[at.image_sizes],
+            flat[at.gc_block],
+        )
+
+
+@functools.cache
+def places(levels: int) -> Inputs:
+    """Where each of the inputs lies in the flat list: slices and indices."""
+    boxes = 2 * levels
+    return Inputs(slice(levels), slice(levels, boxes), boxes, boxes + 1, boxes + 2, slice(boxes + 3, None))
 
 
 class Settings(NamedTuple):
@@ -75,7 +90,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keyset, operators, levels, settings, *flat):
-        out = Outputs(*_below_autograd(operators.forward, keyset, *Inputs.of(flat, levels), *settings))
+        out = Outputs(*_below_autograd(operators.forward, keyset, *Inputs.of(list(flat), levels), *settings))
         ctx.operators, ctx.levels, ctx.settings = operators, levels, settings
         ctx.mark_non_differentiable(out.terms, out.maps, out.stats)
         ctx.set_materialize_grads(False)
@@ -85,8 +100,8 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         *flat, maps, stats = ctx.saved_tensors
-        inputs, need = Inputs.of(flat, ctx.levels), Inputs.of(ctx.needs_input_grad[4:], ctx.levels)
-        need_student, need_gc_block = any(need.student), any(need.gc_block)
+        inputs, at, need = Inputs.of(flat, ctx.levels), places(ctx.levels), ctx.needs_input_grad[4:]
+        need_student, need_gc_block = any(need[at.student]), any(need[at.gc_block])
         upstream = torch.stack([stats.new_zeros(()) if g is None else g for g in grads[: len(Term)]])
         arguments = (upstream, *inputs, *ctx.settings, maps, stats, need_student, need_gc_block)
         backward = operator(ctx.operators.backward)

@@ -28,6 +28,8 @@ def layout_of(*features: Tensor) -> Layout | None:
 
 def common_layout(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """The pair as kernels can walk it: what has one layout is taken as it is, the rest is copied."""
+    if _pixels_dense(student) and _pixels_dense(teacher):  # the usual case, of every level of every step
+        return student, teacher
     if layout_of(student, teacher) is not None:
         return student, teacher
     if layout_of(student) == Layout.CHANNELS_DENSE:

@@ -75,8 +75,8 @@ class FGDLevel(nn.Module):
     def gc_block(self) -> list[Tensor]:
         """The 16 tensors of both GcBlocks, in the order of `reference.GcBlockPair`."""
         # Looked up in the modules' own dictionaries: by attribute, five levels take as long as a small kernel.
-        own = cast(dict[str, nn.Module], self._modules)
-        s, t = (cast(dict[str, nn.Module], own[f"channel_add_conv_{net}"]._modules) for net in "st")
+        own = cast("dict[str, nn.Module]", self._modules)
+        s, t = (cast("dict[str, nn.Module]", own[f"channel_add_conv_{net}"]._modules) for net in "st")
         layers = (own["conv_mask_s"], own["conv_mask_t"], s["0"], s["1"], s["3"], t["0"], t["1"], t["3"])
         return [_parameter(layer, name) for layer in layers for name in ("weight", "bias")]
 

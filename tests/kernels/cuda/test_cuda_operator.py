@@ -78,7 +78,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, levels, settings, *flat):
-        out = Outputs(*torch.ops.fgd_cuda_on_cpu.forward(*Inputs.of(flat, levels), *settings))
+        out = Outputs(*torch.ops.fgd_cuda_on_cpu.forward(*Inputs.of(list(flat), levels), *settings))
         ctx.levels, ctx.settings = levels, settings
         ctx.mark_non_differentiable(*out[4:])
         ctx.set_materialize_grads(False)
@@ -88,7 +88,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         *flat, maps, stats = ctx.saved_tensors
-        inputs, need = Inputs.of(flat, ctx.levels), Inputs.of(ctx.needs_input_grad[2:], ctx.levels)
+        inputs, need = Inputs.of(flat, ctx.levels), Inputs.of(list(ctx.needs_input_grad[2:]), ctx.levels)
         need_student, need_gc = any(need.student), any(need.gc_block)
         given = torch.stack([stats.new_zeros(()) if g is None else g for g in grads[:4]])
         student, gc_block = torch.ops.fgd_cuda_on_cpu.backward(
