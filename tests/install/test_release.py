@@ -17,6 +17,8 @@ import pytest
 import torch
 from building import ROOT, lacking
 
+from devtools.wheels import old_glibc
+
 NEEDED = {"libtorch.so", "libtorch_cpu.so", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
 NEEDED |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libdl.so.2", "librt.so.1", "libpthread.so.0"}  # of glibc
 
@@ -34,7 +36,6 @@ def listing(tool, option, library) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
-pytestmark = pytest.mark.skipif(bool(absent()), reason=absent())
 CUDA = pytest.param(
     "cuda",
     marks=[pytest.mark.release, pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")],
@@ -51,6 +52,29 @@ def built(unpacked, folder, variant) -> tuple[pathlib.Path, str]:
     return wheel, done.stdout
 
 
+TABLE = """
+00000000000855b0 g    DF .text\t00000000000000b9  GLIBC_2.34  dlsym
+00000000000855b0 g    DF .text\t00000000000000b9 (GLIBC_2.2.5) dlsym
+0000000000099bc0 g   iD  .text\t00000000000000ce  GLIBC_2.14  memcpy
+0000000000099bc0 g   iD  .text\t00000000000000ce (GLIBC_2.2.5) memcpy
+00000000000f77a0  w   DF .text\t0000000000000013  GLIBC_2.33  stat
+00000000001d3a98 g    DO .bss\t0000000000000008  GLIBC_2.2.5 stdout
+00000000000325a0 g    DF .text\t0000000000000005 (GLIBC_2.2.5) __gone
+0000000000000000 g    DO *ABS*\t0000000000000000  GLIBC_2.2.5 GLIBC_2.2.5
+"""
+
+
+def test_versions_of_an_older_library():
+    """The newest up to glibc 2.28 of what may be linked, and what is newer altogether as it is."""
+    assert old_glibc.versions_as_of_then(TABLE) == {
+        "dlsym": ("function", 0xB9, "2.2.5"),
+        "memcpy": ("function", 0xCE, "2.14"),
+        "stat": ("function", 0x13, "2.33"),
+        "stdout": ("object", 8, "2.2.5"),
+    }
+
+
+@pytest.mark.skipif(bool(absent()), reason=absent())
 @pytest.mark.parametrize("variant", ["cpu", CUDA])
 def test_wheel(unpacked, tmp_path, variant):
     """Its tag, what it needs, and that it runs here."""
@@ -90,6 +114,7 @@ def assert_loads_anywhere(library):
 
 
 @pytest.mark.release
+@pytest.mark.skipif(bool(absent()), reason=absent())
 @pytest.mark.parametrize("variant", ["cpu", CUDA])
 def test_a_fresh_environment(unpacked, tmp_path, variant):
     """pip takes torch from the index (TORCH=2.13.0: that one), and the wheel; then the README's ten lines."""
