@@ -27,8 +27,9 @@ class FGDTrainer(Trainer):
         teacher: the detector to learn from, with its weights; it is frozen.
         distillation: as ``fgd_distill.distil`` takes it: ``preset``, ``layers``, ``alpha`` and so on. A ``schedule``
             counts optimizer steps.
-        args, options: as Trainer takes them. A batch of the data collator has ``pixel_values`` (N, 3, H, W) in 0..1 and
-            ``labels``, one dict an image with ``class_labels`` (n,) and ``boxes`` (n, 4), relative, by their centres.
+        args, options: as Trainer takes them. A batch of the data collator has ``pixel_values`` (N, 3, H, W), as the
+            model's image processor makes them, and ``labels``, one dict an image with ``class_labels`` (n,) and
+            ``boxes`` (n, 4), relative, by their centres.
 
     Raises:
         TypeError: there is no adapter for the detectors, or a setting is unknown.
