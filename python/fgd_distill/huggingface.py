@@ -33,8 +33,8 @@ class FGDTrainer(Trainer):
 
     Raises:
         TypeError: there is no adapter for the detectors, or a setting is unknown.
-        ValueError: it would run on several devices, or ``optimizers`` has a scheduler, which cannot know of the loss's
-            parameters.
+        ValueError: it would run on several devices or compiled as a whole, or ``optimizers`` has a scheduler, which
+            cannot know of the loss's parameters.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean of a batch, whatever their number in an optimizer step
@@ -52,22 +52,28 @@ class FGDTrainer(Trainer):
         devices = max(self.args.n_gpu, 1) * self.args.world_size
         if devices > 1:
             raise FGDValueError(f"args: expected one device for distillation, got {devices}")
+        if self.args.torch_compile:
+            raise FGDValueError(
+                "args: expected torch_compile=False for distillation, got True; compile parts of both models in place, "
+                "such as model.model.encoder.compile()"
+            )
         if self.lr_scheduler is not None:
             raise FGDValueError(
                 "optimizers: expected (optimizer, None), got a scheduler, which was made without the loss's "
                 "parameters; name one by TrainingArguments(lr_scheduler_type=...)"
             )
         self.distiller = distil(model, teacher, **(distillation or {}))
-        self._joined = False
+        self._joined: Optimizer | None = None
         self._terms: dict[str, Tensor] = {}
         self._summed = 0
         self.add_callback(_FreshGradients(self.distiller.criterion))
 
     def create_optimizer(self, *args: Any, **options: Any) -> Optimizer:
         optimizer = super().create_optimizer(*args, **options)
-        if not self._joined:
-            self.distiller.join(optimizer, weight_decay=0.0)
-            self._joined = True
+        plain = getattr(optimizer, "optimizer", optimizer)  # after a training accelerate's wrapper is around it
+        if plain is not self._joined:
+            self.distiller.join(plain, weight_decay=0.0)
+            self._joined = plain
         return optimizer
 
     def compute_loss(

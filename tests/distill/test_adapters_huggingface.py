@@ -235,6 +235,25 @@ def test_its_trainer_learns_saves_the_plain_student_and_resumes_bit_for_bit(make
     assert all(torch.equal(value, end[name]) for name, value in loaded.state_dict().items())
 
 
+def test_its_trainer_gives_the_criterion_to_every_optimizer(make_trainer):
+    trainer = make_trainer(max_steps=1, save_strategy="no")
+    trainer.train()
+    trainer.train()  # with the same optimizer, which accelerate has wrapped
+    trainer.optimizer = trainer.lr_scheduler = None  # what Trainer's own search for hyper-parameters does
+    before = learnt(trainer)
+    trainer.train()
+    after = learnt(trainer)
+    weights = [name for name in after if name.startswith("criterion.") and name.endswith("channel_add_conv_s.3.weight")]
+    assert weights and not [name for name in weights if torch.equal(before[name], after[name])]
+
+
+def test_its_trainer_is_not_compiled_as_a_whole(make_trainer):
+    with pytest.raises(
+        ValueError, match="args: expected torch_compile=False for distillation, got True; compile parts"
+    ):
+        make_trainer(torch_compile=True)
+
+
 def test_its_trainer_ends_with_the_best_model(make_trainer, tmp_path):
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     trainer = make_trainer(eval_strategy="steps", eval_steps=2, **best)

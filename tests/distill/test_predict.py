@@ -89,3 +89,11 @@ def test_wrong_use_is_told(digits, tmp_path):
         predict(str(tmp_path), out, detector=TEACHER)
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         predict(str(digits), out, checkpoint=str(tmp_path / "no.ckpt"))
+
+
+def test_images_of_which_none_can_be_read(tmp_path):
+    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1")
+    detector = DetectorConfig("digits_teacher", 11, "package:digits_teacher.pt")
+    with pytest.raises(OSError, match="images: expected images that can be read in .*, got 1 of which none can"):
+        predict(str(tmp_path), str(tmp_path / "results.json"), detector=detector, num_workers=0, device="cpu")
+    assert not (tmp_path / "results.json").exists()

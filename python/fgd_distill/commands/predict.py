@@ -22,7 +22,7 @@ from ..data.image_files import UnreadableImageError, read_image
 from ..data.labels import CategoryLabels
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import read_checkpoint
-from ..errors import FGDFileNotFoundError, FGDValueError
+from ..errors import FGDFileNotFoundError, FGDOSError, FGDValueError
 from ..files import write_text
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def predict(
 
     Raises:
         FileNotFoundError: the folder, checkpoint or annotations are missing.
+        OSError: no image can be read.
         ValueError: there are no images, or not one of checkpoint and detector with weights.
     """
     model, labels, stored = _detector(checkpoint, detector)
@@ -113,6 +114,8 @@ def predict(
         kept = prediction["scores"] >= score_threshold
         found = coco_results(image.image_id, {name: value[kept] for name, value in prediction.items()}, labels)
         results += found if annotations else [{**result, "file_name": image.path.name} for result in found]
+    if unread == len(listed):
+        raise FGDOSError(f"images: expected images that can be read in {images}, got {unread} of which none can")
     write_text(output, json.dumps(results))
     skipped = f"; {unread} images could not be read" if unread else ""
     print(f"wrote {len(results)} detections on {len(listed) - unread} images to {output}{skipped}")
