@@ -2,7 +2,7 @@
 
     ∂L/∂s[c,p] = 2·d·A^C_t[c]·A^S_t[p]·(g_fg fg[p] + g_bg [fg[p]=0]/n_bg)                    feature loss
                + 2·g_gl·(d + r[c])                                                           global loss, direct
-               + g_at·sign(s)·( g_S[p] + g_C[c] )                                            attention loss
+               + g_at·sign(s)·( h_S[p] + h_C[c] )                                            attention loss
                + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
     ∂L/∂Wk_s[c] = Σp f[p]·s[c,p],  f = q·(u - ū), and the same of the teacher: to `partials`, one sum a slice of pixels
 
@@ -10,7 +10,7 @@ Where one pixel has nearly all the weight, its u - ū is rounding alone, far abo
 pixel p* with q > 3/4, the peak, is left out, and key_grads.py adds what it is worth, -s[c,p*]·(the sum of the others'
 f), which is exact.
 
-With ū = g_ctx·ctx, g_S, g_C, r, q and the factors of the feature loss as the forward pass saved them.
+With ū = g_ctx·ctx, h_S, h_C, r, q and the factors of the feature loss as the forward pass saved them.
 
     students, teachers   (N, C, H, W) a level, any of the layouts of tile.py; student_grads likewise: out
     keys_s        (C,) a level: Wk of the student's GcBlock

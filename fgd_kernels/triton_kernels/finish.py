@@ -1,8 +1,8 @@
 """Forward, what needs all of an image: the channel attention, the terms, and what is saved for the backward pass.
 
-    A^C = C·softmax_c(Σp |F|/(P·T))       g_C[c] = A^C_s·(σ - Σ σ·A^C_s/C)/(P·T),  σ = sign(A^C_s - A^C_t)
+    A^C = C·softmax_c(Σp |F|/(P·T))       h_C[c] = A^C_s·(σ - Σ σ·A^C_s/C)/(P·T),  σ = sign(A^C_s - A^C_t)
     L_fg = Σc A^C_t·Qf    L_bg = Σc A^C_t·Qb/n_bg    L_at = Σc |A^C_s - A^C_t| + Σp |A^S_s - A^S_t|
-    maps: A^S_t·fg, or -A^S_t/n_bg where fg = 0;  g_S[p] = A^S_s·(σ - Σ σ·A^S_s/P)/(C·T);  softmax of both contexts
+    maps: A^S_t·fg, or -A^S_t/n_bg where fg = 0;  h_S[p] = A^S_s·(σ - Σ σ·A^S_s/P)/(C·T);  softmax of both contexts
 
 One program takes a block of pixels, the last of each image takes its channels.
 

@@ -21,7 +21,7 @@ from .tile import column_maximum, column_sum, map_index, over_channels, over_pix
 
 @triton.jit
 def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.constexpr):
-    """A^C_t, g_at·g_C, and of the global term 2·g_gl·r, g_ctx_s, Wk_s, g_ctx_t: vectors of channels."""
+    """A^C_t, g_at·h_C, and of the global term 2·g_gl·r, g_ctx_s, Wk_s, g_ctx_t: vectors of channels."""
     mask = c < channels
     attention = tl.load(stats + STAT_ATTENTION * channels + c, mask=mask, other=0.0)
     signed = g[2] * tl.load(stats + STAT_ATTENTION_GRAD * channels + c, mask=mask, other=0.0)
@@ -38,7 +38,7 @@ def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.c
 def pixel_factors(
     maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, GC: tl.constexpr
 ):
-    """The feature loss's factor of d·A^C_t, g_at·g_S, and of the global term q_s, f_s, f_t, q_t: per pixel."""
+    """The feature loss's factor of d·A^C_t, g_at·h_S, and of the global term q_s, f_s, f_t, q_t: per pixel."""
     focal = tl.load(maps + map_index(MAP_FOCAL, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
     feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
     signed = g[2] * tl.load(maps + map_index(MAP_ATTENTION, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
