@@ -16,6 +16,7 @@ from .shared import MAX_CHANNELS
 LOSS_NAMES = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
 ATTENTIONS = ("both", "spatial", "channel", "none")
 
+_SMALLEST_TEMPERATURE = 1 / torch.finfo(torch.float32).max
 _HIDDEN_BIASES = tuple(GcBlockPair._fields.index(name) for name in ("b1_s", "b1_t"))
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -53,7 +54,7 @@ def fgd_loss(
             `reference.GcBlockPair`; FGDLoss holds them. Empty: no global term (the paper's table 4).
         alpha, beta, gamma, lambda_: weights of foreground, background, attention and global term; the default is
             the paper's for one-stage detectors with anchors.
-        temperature: T of (7) and (8), > 0.
+        temperature: T of (7) and (8), > 0; so large that 1/T is finite in float32.
         attention: 'both', 'spatial' alone, 'channel' alone or 'none' (table 5).
         split: False distils the image as one area, weighted by beta, instead of fore- and background (table 1).
         level_weights: one factor a level, or 'inverse_area' for 1 / (H·W); None for 1.
@@ -116,6 +117,11 @@ def check_settings(*, alpha, beta, gamma, lambda_, temperature, attention, level
     _check_number("temperature", temperature, "> 0")
     if not temperature > 0:
         raise FGDValueError(f"temperature: expected a number > 0, got {temperature}")
+    if temperature < _SMALLEST_TEMPERATURE:
+        raise FGDValueError(
+            f"temperature: expected at least {_SMALLEST_TEMPERATURE:.3g}, below which 1/T overflows float32, "
+            f"got {temperature}"
+        )
     if attention not in ATTENTIONS:
         raise FGDValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
     if level_weights is None or (isinstance(level_weights, str) and level_weights == "inverse_area"):

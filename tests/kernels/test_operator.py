@@ -308,6 +308,7 @@ def test_any_shape(shape, counts, temperature, channels_last, seed):
         ({"image_sizes": None}, TypeError, "image_sizes"),
         ({"temperature": 0.0}, ValueError, "temperature: expected a number > 0"),
         ({"temperature": math.nan}, ValueError, "temperature"),
+        ({"temperature": 1e-40}, ValueError, r"temperature: expected at least 2.94e-39, .* got 1e-40"),
         ({"temperature": "0.5"}, TypeError, "temperature: expected a number > 0, got '0.5' of type str"),
         ({"alpha": math.nan}, ValueError, "alpha: expected a finite number >= 0, got nan"),
         ({"beta": math.inf}, ValueError, "beta: expected a finite number >= 0, got inf"),
