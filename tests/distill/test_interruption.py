@@ -108,6 +108,16 @@ def test_the_status_of_the_process(fit_args, tmp_path, signals, status, checkpoi
     assert len(list(tmp_path.rglob("*.ckpt"))) == checkpoints
 
 
+def test_what_is_ignored_stays_ignored(training, monkeypatch):
+    """A shell's script starts what runs in the background without Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        send_within(monkeypatch, "training_step", 2, signal.SIGINT)
+        assert training("whole", "--trainer.limit_val_batches=0").trainer.global_step == 6
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_slurm_requeues_as_before(training, tmp_path, monkeypatch, capsys):
     """SLURM announces the end by SIGUSR1, for which Lightning writes its own checkpoint and asks for a requeue; the
     SIGTERM that follows ends the step. The next run goes on from Lightning's checkpoint."""

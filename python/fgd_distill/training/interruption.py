@@ -49,7 +49,8 @@ class StopOnSignal(pl.Callback):
     def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._receive)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as shells have it for what runs in the background
+                    signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
