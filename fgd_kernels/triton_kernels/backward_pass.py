@@ -4,7 +4,7 @@
                + 2·g_gl·(d + r[c])                                                           global loss, direct
                + g_at·sign(s)·( h_S[p] + h_C[c] )                                            attention loss
                + q[p]·g_ctx[c] + Wk_s[c]·q[p]·(u[p] - ū),  u[p] = Σc s[c,p]·g_ctx[c]         global loss, context
-    ∂L/∂Wk_s[c] = Σp f[p]·s[c,p],  f = q·(u - ū), and the same of the teacher: to `partials`, one sum a slice of pixels
+    ∂L/∂Wk_s[c] = Σp f[p]·s[c,p],  f = q·(u - ū), and the same of the teacher: to `partials`, one sum a chunk of pixels
 
 Where one pixel has nearly all the weight, its u - ū is rounding alone, far above what ∂L/∂Wk is worth. But Σ f = 0: a
 pixel p* with q > 3/4, the peak, is left out, and key_grads.py adds what it is worth, -s[c,p*]·(the sum of the others'
@@ -23,7 +23,7 @@ With ū = g_ctx·ctx, h_S, h_C, r, q and the factors of the feature loss as the 
 import triton
 import triton.language as tl
 
-from .device.backward_chunked import chunked_slice
+from .device.backward_blocks import chunk_in_blocks
 from .device.backward_tile import (
     channel_factors,
     context_mean,
@@ -51,7 +51,7 @@ from .layout import MAPS, STAT_CONTEXT_S, STAT_CONTEXT_T, STATS
 
 
 @triton.jit
-def backward_slice(
+def backward_chunk(
     student,
     teacher,
     student_grad_at,
@@ -175,17 +175,17 @@ def backward_pass(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PARTS: tl.constexpr,
-    SLICE: tl.constexpr,
+    CHUNK: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
-    CHUNKED: tl.constexpr,
+    IN_BLOCKS: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
     size, kind, width = number(pixels, level), number(kinds, level), number(channels, level)
     row = image.to(tl.int64)
-    begin = part * SLICE
-    end = tl.minimum(begin + SLICE, size)
+    begin = part * CHUNK
+    end = tl.minimum(begin + CHUNK, size)
     context_s = context_grad + 2 * number(channels_before, level).to(tl.int64) + row * width
     key_s = 0
     if GC:
@@ -219,8 +219,8 @@ def backward_pass(
                     begin,
                     end,
                 )
-                if CHUNKED:
-                    chunked_slice(
+                if IN_BLOCKS:
+                    chunk_in_blocks(
                         *arguments,
                         LAYOUT=k if k < 2 else 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,
@@ -235,7 +235,7 @@ def backward_pass(
                         SAME_ROWS=SAME_ROWS,
                     )
                 else:
-                    backward_slice(
+                    backward_chunk(
                         *arguments,
                         LAYOUT=k if k < 2 else 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,

@@ -88,7 +88,7 @@ def finish_pixels(
     mask,
     scalars,
     size,
-    slices,
+    chunks,
     block,
     pixels,
     background,
@@ -100,8 +100,8 @@ def finish_pixels(
 ):
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     exists = p < pixels
-    teacher = attention_map(maps, scalars, size, slices, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
-    student = attention_map(maps, scalars, size, slices, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
+    teacher = attention_map(maps, scalars, size, chunks, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
+    student = attention_map(maps, scalars, size, chunks, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
     fg = tl.load(mask + p, mask=exists, other=0.0)
     outside = -1.0 / tl.maximum(background, 1).to(tl.float32)
     tl.store(maps + MAP_FOCAL * pixels + p, teacher * tl.where(fg > 0, fg, outside), mask=exists)
@@ -110,7 +110,7 @@ def finish_pixels(
     for i in tl.static_range(2, 4):
         q = tl.zeros_like(teacher)
         if GC:
-            best, normaliser = image_softmax(scalars, size, slices, i, LOG2E, BLOCK)
+            best, normaliser = image_softmax(scalars, size, chunks, i, LOG2E, BLOCK)
             z = tl.load(maps + i * pixels + p, mask=exists, other=LOWEST)
             q = tl.exp2((z - best) * LOG2E) * (1.0 / normaliser)
         tl.store(maps + i * pixels + p, q, mask=exists)
@@ -119,8 +119,8 @@ def finish_pixels(
 _LEVELS = [
     "first",
     "parts",
-    "first_slice",
-    "slices",
+    "first_chunk",
+    "chunks",
     "first_block",
     "blocks",
     "channels",
@@ -146,8 +146,8 @@ def finish(
     terms,
     first,
     parts,
-    first_slice,
-    slices,
+    first_chunk,
+    chunks,
     first_block,
     blocks,
     channels,
@@ -166,11 +166,11 @@ def finish(
     BLOCK: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    count, size, width = number(slices, level), number(pixels, level), number(channels, level)
+    count, size, width = number(chunks, level), number(pixels, level), number(channels, level)
     pixel_blocks = number(blocks, level)
     block = number(first_block, level) + image * pixel_blocks
     background = sum_blocks(outside + block, 1, pixel_blocks, BLOCK)
-    partial = partials + (number(first_slice, level) + image * count).to(tl.int64) * partial_size
+    partial = partials + (number(first_chunk, level) + image * count).to(tl.int64) * partial_size
     at = image_start(channels_before, channels, level, image)
     pixel_at = image_start(pixels_before, pixels, level, image)
     if part < pixel_blocks:

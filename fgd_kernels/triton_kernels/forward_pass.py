@@ -1,4 +1,4 @@
-"""Forward, the one pass over the features. With d = s - t, for every slice of an image's pixels:
+"""Forward, the one pass over the features. With d = s - t, for every chunk of an image's pixels:
 
     zt[p] = Σc |t|   zs[p] = Σc |s|   ks[p] = Wk_s·s[:,p]   kt[p] = Wk_t·t[:,p]                          to `maps`
     Qf = Σp fg·et·d²   Qb = Σp [fg = 0]·et·d²   D1 = Σp d   D2 = Σp d²   Σp |s|   Σp |t|
@@ -18,7 +18,7 @@ what is done to student and teacher is the same, whatever the compiler fuses.
 import triton
 import triton.language as tl
 
-from .device.forward_chunked import chunked_slice
+from .device.forward_blocks import chunk_in_blocks
 from .device.forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
 from .device.levels import LOWEST, image_start, locate, multiple, number, pick
 from .device.tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, tile_offset, zero_sums
@@ -26,7 +26,7 @@ from .layout import MAPS, SUMS
 
 
 @triton.jit
-def forward_slice(
+def forward_chunk(
     student,
     teacher,
     key_s,
@@ -127,18 +127,18 @@ def forward_pass(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PARTS: tl.constexpr,
-    SLICE: tl.constexpr,
+    CHUNK: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
-    CHUNKED: tl.constexpr,
+    IN_BLOCKS: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
     size, kind = number(pixels, level), number(kinds, level)
     mask_at = tl.multiple_of(mask + image_start(mask_before, mask_size, level, image), 16)
     maps_at = tl.multiple_of(maps + MAPS * image_start(pixels_before, pixels, level, image), 16)
-    begin = part * SLICE
-    end = tl.minimum(begin + SLICE, size)
+    begin = part * CHUNK
+    end = tl.minimum(begin + CHUNK, size)
     partial = partials + tl.program_id(0).to(tl.int64) * partial_size
     key_s, key_t = 0, 0
     if GC:
@@ -165,8 +165,8 @@ def forward_pass(
                     begin,
                     end,
                 )
-                if CHUNKED:
-                    chunked_slice(
+                if IN_BLOCKS:
+                    chunk_in_blocks(
                         *arguments,
                         LAYOUT=k if k < 2 else 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,
@@ -179,7 +179,7 @@ def forward_pass(
                         SAME_ROWS=SAME_ROWS,
                     )
                 else:
-                    forward_slice(
+                    forward_chunk(
                         *arguments,
                         LAYOUT=k if k < 2 else 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,

@@ -1,13 +1,13 @@
-"""Backward, the end: ∂L/∂Wk from the slices of all images, in order.
+"""Backward, the end: ∂L/∂Wk from the chunks of all images, in order.
 
-    ∂L/∂Wk[c] = Σ_images ( Σ_slices (sums of f·F[c,p] without the peak) - F[c,p*]·Σ f ),  p* the image's peak
+    ∂L/∂Wk[c] = Σ_images ( Σ_chunks (sums of f·F[c,p] without the peak) - F[c,p*]·Σ f ),  p* the image's peak
 
 where Σ f leaves the peak out, too (backward_pass.py). Without a peak ctx[c] stands for F[c,p*]: Σ f is 0 then, and only
 its roundings are subtracted. ∂L/∂bk = 0, for it shifts every logit alike; NaN where Σ f is no number.
 
 One program takes a block of channels of one net.
 
-    partials     [slice][2·C + 4]           from backward_pass.py; partials of a level's slices follow one another
+    partials     [chunk][2·C + 4]           from backward_pass.py; partials of a level's chunks follow one another
     students, teachers, stats               as in backward_pass.py: the peaks' features, the contexts
     key_grads    (C,) a net                 out
     bias_grads   (1,) a net                 out
@@ -21,14 +21,14 @@ from .layout import STAT_CONTEXT_S, STATS
 
 
 @triton.jit
-def image_key_numbers(at, size, slices, BLOCK: tl.constexpr):
-    """Σ f of an image's slices, and the peak's index, -1 where there is none."""
+def image_key_numbers(at, size, chunks, BLOCK: tl.constexpr):
+    """Σ f of an image's chunks, and the peak's index, -1 where there is none."""
     total, peak = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, slices, BLOCK):
+    for start in range(0, chunks, BLOCK):
         row = start + tl.arange(0, BLOCK)
         to = at + row.to(tl.int64) * size
-        total += tl.load(to, mask=row < slices, other=0.0)
-        peak = tl.maximum(peak, tl.load(to + 2, mask=row < slices, other=0.0).to(tl.int32, bitcast=True))
+        total += tl.load(to, mask=row < chunks, other=0.0)
+        peak = tl.maximum(peak, tl.load(to + 2, mask=row < chunks, other=0.0).to(tl.int32, bitcast=True))
     return tl.sum(total, axis=0), tl.max(peak, axis=0) - 1
 
 
@@ -47,8 +47,8 @@ _NETS = [
     "bias_grads",
     "first",
     "parts",
-    "first_slice",
-    "slices",
+    "first_chunk",
+    "chunks",
     "channels",
     "channels_before",
     "s_image",
@@ -69,8 +69,8 @@ def sum_key_grads(
     bias_grads,
     first,
     parts,
-    first_slice,
-    slices,
+    first_chunk,
+    chunks,
     channels,
     channels_before,
     s_image,
@@ -85,13 +85,13 @@ def sum_key_grads(
 ):
     net, _, block = locate(first, parts)
     level, of_teacher = net // 2, net % 2
-    width, count, kind = number(channels, level), number(slices, level), number(kinds, level)
+    width, count, kind = number(channels, level), number(chunks, level), number(kinds, level)
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     total = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     peaks = tl.zeros((1, BLOCK_C), tl.float32)
     shifts = 0.0
     for image in range(images):
-        at = partials + (number(first_slice, level) + image * count).to(tl.int64) * partial_size
+        at = partials + (number(first_chunk, level) + image * count).to(tl.int64) * partial_size
         for start in range(0, count, BLOCK):
             row = (start + tl.arange(0, BLOCK))[:, None].to(tl.int64)
             mask = (row < count) & (c < width)

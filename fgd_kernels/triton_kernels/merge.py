@@ -1,13 +1,13 @@
-"""Forward, the merge of an image's slices. M_q, Z_q: maximum and normaliser of softmax q over all of them.
+"""Forward, the merge of an image's chunks. M_q, Z_q: maximum and normaliser of softmax q over all of them.
 
-    Qf, Qb  =  P/Z_t · Σ_slices exp(m_t - M_t)·(..)     Cs, Ct (now contexts) likewise, over Z without P; others add up
+    Qf, Qb  =  P/Z_t · Σ_chunks exp(m_t - M_t)·(..)     Cs, Ct (now contexts) likewise, over Z without P; others add up
     distance = Σp |A^S_s - A^S_t|,  signed = Σp sign(A^S_s - A^S_t)·A^S_s,   A^S = P/Z·exp(z - M)
 
 where a logit's factor, 1/(C·T) of the attentions, is applied to differences (forward_pass.py).
 
 One program takes a block of channels, or a block of pixels.
 
-    partials   [slice][8·C + 8]           from forward_pass.py
+    partials   [chunk][8·C + 8]           from forward_pass.py
     maps       [level][image][4][P]       its logits
     sums       [level][image][8][C]       out
     distances  [level][image][block][2]   out: distance and signed sum of a block of pixels
@@ -22,16 +22,16 @@ from .layout import MAPS, SOFTMAX_CONTEXT_S, SOFTMAX_STUDENT, SOFTMAX_TEACHER, S
 
 
 @triton.jit
-def scaled_sum(partial, size, slices, index, c, channels, factor, scale, SOFTMAX: tl.constexpr, BLOCK: tl.constexpr):
-    """Σ over the slices of one of the eight sums, [BLOCK_C]; SOFTMAX: which maximum it is relative to, or -1."""
+def scaled_sum(partial, size, chunks, index, c, channels, factor, scale, SOFTMAX: tl.constexpr, BLOCK: tl.constexpr):
+    """Σ over the chunks of one of the eight sums, [BLOCK_C]; SOFTMAX: which maximum it is relative to, or -1."""
     rows = tl.arange(0, BLOCK)[:, None]
     total = tl.zeros((BLOCK, c.shape[1]), tl.float32)
     best, constant = factor
-    for start in range(0, slices, BLOCK):
+    for start in range(0, chunks, BLOCK):
         row = (start + rows).to(tl.int64)
-        value = tl.load(partial + row * size + index * channels + c, mask=(row < slices) & (c < channels), other=0.0)
+        value = tl.load(partial + row * size + index * channels + c, mask=(row < chunks) & (c < channels), other=0.0)
         if SOFTMAX >= 0:
-            maximum = tl.load(partial + row * size + SUMS * channels + SOFTMAX, mask=row < slices, other=LOWEST)
+            maximum = tl.load(partial + row * size + SUMS * channels + SOFTMAX, mask=row < chunks, other=LOWEST)
             value *= tl.exp2((maximum - best) * scale)
         total += value
     return tl.sum(total, axis=0)[None, :] * constant
@@ -42,7 +42,7 @@ def merge_channels(
     partial,
     sums,
     size,
-    slices,
+    chunks,
     block,
     channels,
     pixels,
@@ -53,29 +53,29 @@ def merge_channels(
 ):
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     scalars = partial + SUMS * channels
-    best, normaliser = image_softmax(scalars, size, slices, SOFTMAX_TEACHER, scale, BLOCK)
+    best, normaliser = image_softmax(scalars, size, chunks, SOFTMAX_TEACHER, scale, BLOCK)
     attention = (best, pixels / normaliser)
     one = (best, 1.0)
     for i in tl.static_range(6):
         total = scaled_sum(
-            partial, size, slices, i, c, channels, attention if i < 2 else one, scale, 0 if i < 2 else -1, BLOCK
+            partial, size, chunks, i, c, channels, attention if i < 2 else one, scale, 0 if i < 2 else -1, BLOCK
         )
         tl.store(sums + i * channels + c, total, mask=c < channels)
     if GC:
         for i in tl.static_range(2):
-            best, normaliser = image_softmax(scalars, size, slices, SOFTMAX_CONTEXT_S + i, LOG2E, BLOCK)
+            best, normaliser = image_softmax(scalars, size, chunks, SOFTMAX_CONTEXT_S + i, LOG2E, BLOCK)
             factor = (best, 1.0 / normaliser)
-            context = scaled_sum(partial, size, slices, 6 + i, c, channels, factor, LOG2E, 2 + i, BLOCK)
+            context = scaled_sum(partial, size, chunks, 6 + i, c, channels, factor, LOG2E, 2 + i, BLOCK)
             tl.store(sums + (SUM_CONTEXT_S + i) * channels + c, context, mask=c < channels)
 
 
 @triton.jit
 def merge_pixels(
-    maps, scalars, distances, size, slices, block, pixels, scale, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+    maps, scalars, distances, size, chunks, block, pixels, scale, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
 ):
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-    teacher = attention_map(maps, scalars, size, slices, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
-    student = attention_map(maps, scalars, size, slices, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
+    teacher = attention_map(maps, scalars, size, chunks, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
+    student = attention_map(maps, scalars, size, chunks, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
     difference = student - teacher
     tl.store(distances + 2 * block, tl.sum(tl.abs(difference), axis=0))
     tl.store(distances + 2 * block + 1, tl.sum(sign(difference) * student, axis=0))
@@ -84,8 +84,8 @@ def merge_pixels(
 _LEVELS = [
     "first",
     "parts",
-    "first_slice",
-    "slices",
+    "first_chunk",
+    "chunks",
     "first_block",
     "blocks",
     "channels",
@@ -104,8 +104,8 @@ def merge(
     distances,
     first,
     parts,
-    first_slice,
-    slices,
+    first_chunk,
+    chunks,
     first_block,
     blocks,
     channels,
@@ -120,9 +120,9 @@ def merge(
     BLOCK: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
-    count, size = number(slices, level), number(pixels, level)
+    count, size = number(chunks, level), number(pixels, level)
     pixel_blocks = number(blocks, level)
-    partial = partials + (number(first_slice, level) + image * count).to(tl.int64) * partial_size
+    partial = partials + (number(first_chunk, level) + image * count).to(tl.int64) * partial_size
     width = number(channels, level)
     if part < pixel_blocks:
         merge_pixels(

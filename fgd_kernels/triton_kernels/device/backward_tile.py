@@ -78,7 +78,7 @@ def key_factor(q, f, p, total, peak, LAYOUT: tl.constexpr):
 
 @triton.jit
 def store_key_numbers(partial, channels, totals, peaks):
-    """Behind a slice's key sums: Σ f of both nets, then the peaks, whose bits are those of integers."""
+    """Behind a chunk's key sums: Σ f of both nets, then the peaks, whose bits are those of integers."""
     at = partial + 2 * channels
     for net in tl.static_range(2):
         tl.store(at + net, tl.sum(totals[net], axis=0))

@@ -1,6 +1,6 @@
-"""Device helpers: the softmaxes over pixels of an image, from those of its slices; sums over an image's blocks.
+"""Device helpers: the softmaxes over pixels of an image, from those of its chunks; sums over an image's blocks.
 
-A slice's partial has the eight sums [8][C], four maxima and four normalisers (forward_pass.py). Slices are gone
+A chunk's partial has the eight sums [8][C], four maxima and four normalisers (forward_pass.py). Chunks are gone
 through in order, so the result is the same bits whatever runs when.
 """
 
@@ -12,23 +12,23 @@ from .levels import LOWEST
 
 
 @triton.jit
-def image_softmax(scalars, size, slices, index, scale, BLOCK: tl.constexpr):
-    """Maximum and normaliser of one of the four softmaxes; `scalars` points to the first slice's maxima.
+def image_softmax(scalars, size, chunks, index, scale, BLOCK: tl.constexpr):
+    """Maximum and normaliser of one of the four softmaxes; `scalars` points to the first chunk's maxima.
 
     `scale` is what exp2 wants: log2(e)/(C·T) of the attentions, log2(e) of the contexts.
     """
     rows = tl.arange(0, BLOCK)
     maximum = tl.full((BLOCK,), LOWEST, tl.float32)
-    for start in range(0, slices, BLOCK):
+    for start in range(0, chunks, BLOCK):
         row = (start + rows).to(tl.int64)
-        maximum = tl.maximum(maximum, tl.load(scalars + row * size + index, mask=row < slices, other=LOWEST))
+        maximum = tl.maximum(maximum, tl.load(scalars + row * size + index, mask=row < chunks, other=LOWEST))
     best = tl.max(maximum, axis=0)
     total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, slices, BLOCK):
+    for start in range(0, chunks, BLOCK):
         row = (start + rows).to(tl.int64)
         at = scalars + row * size + index
-        maximum = tl.load(at, mask=row < slices, other=LOWEST)
-        total += tl.load(at + SOFTMAXES, mask=row < slices, other=0.0) * tl.exp2((maximum - best) * scale)
+        maximum = tl.load(at, mask=row < chunks, other=LOWEST)
+        total += tl.load(at + SOFTMAXES, mask=row < chunks, other=0.0) * tl.exp2((maximum - best) * scale)
     return best, tl.sum(total, axis=0)
 
 
@@ -50,9 +50,9 @@ def sign(x):
 
 
 @triton.jit
-def attention_map(maps, scalars, size, slices, index, p, pixels, scale, BLOCK: tl.constexpr):
+def attention_map(maps, scalars, size, chunks, index, p, pixels, scale, BLOCK: tl.constexpr):
     """A^S (7) of a block of pixels, from the logits."""
-    best, normaliser = image_softmax(scalars, size, slices, index, scale, BLOCK)
+    best, normaliser = image_softmax(scalars, size, chunks, index, scale, BLOCK)
     z = tl.load(maps + index * pixels + p, mask=p < pixels, other=LOWEST)
     return tl.where(p < pixels, tl.exp2((z - best) * scale) * (pixels / normaliser), 0.0)
 

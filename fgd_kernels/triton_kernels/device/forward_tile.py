@@ -92,7 +92,7 @@ def add_tile(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
 
 @triton.jit
 def store_softmaxes(at, scale, maxima, normalisers):
-    """The groups' maxima and normalisers become the slice's; returns the factors of the groups' sums."""
+    """The groups' maxima and normalisers become the chunk's; returns the factors of the groups' sums."""
     factors = ()
     for i in tl.static_range(len(maxima)):
         best = tl.max(maxima[i], axis=0)

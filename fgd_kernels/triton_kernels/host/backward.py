@@ -68,7 +68,7 @@ def backward(
 
 
 def key_size(p: Pyramid) -> int:
-    """Entries of a slice's partial sums in the backward pass."""
+    """Entries of a chunk's partial sums in the backward pass."""
     return 2 * max(p.channels) + 4
 
 
@@ -161,8 +161,8 @@ def pass_over_features(
     context_grad: Tensor,
     keys: bool,
 ) -> Tensor:
-    """The student's gradients; returns the slices' parts of the keys' gradients (where `keys`)."""
-    grid, tile = p.slices, p.tile
+    """The student's gradients; returns the chunks' parts of the keys' gradients (where `keys`)."""
+    grid, tile = p.chunks, p.tile
     groups = (students, teachers, student_grads) if student_grads else (students, teachers)
     layouts = Layouts.of(groups, tile.align)
     partials = scratch(stats, grid.total * key_size(p) if keys else 0)
@@ -201,11 +201,11 @@ def pass_over_features(
         BLOCK_C=tile.block_c,
         GROUPS=tile.groups,
         PARTS=tile.parts,
-        SLICE=tile.slice,
+        CHUNK=tile.chunk,
         ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
         WIDE=layouts.wide,
         SAME_ROWS=layouts.same_rows,
-        CHUNKED=tile.chunked,
+        IN_BLOCKS=tile.in_blocks,
         num_warps=tile.warps,
         num_stages=1,
     )
@@ -220,7 +220,7 @@ def sum_keys(
     stats: Tensor,
     partials: Tensor,
 ) -> None:
-    """The slices' partial sums become the gradients of the keys; the biases' are zero."""
+    """The chunks' partial sums become the gradients of the keys; the biases' are zero."""
     grid = Grid.of([blocks for blocks in cut(p.channels, CHANNEL_BLOCK) for _ in range(2)], 1)
     layouts = Layouts.of((students, teachers), p.tile.align)
     sum_key_grads[(grid.total,)](
@@ -232,8 +232,8 @@ def sum_keys(
         bias_grads=gc_out.biases,
         first=encoded(grid.first),
         parts=encoded(grid.parts),
-        first_slice=encoded(p.slices.first),
-        slices=encoded(p.slices.parts),
+        first_chunk=encoded(p.chunks.first),
+        chunks=encoded(p.chunks.parts),
         channels=encoded(p.channels),
         channels_before=encoded(p.channels_before),
         s_image=encoded(layouts.images(0)),

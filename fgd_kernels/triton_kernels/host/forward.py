@@ -55,7 +55,7 @@ def forward(
         keys = (gc.keys[::2], gc.keys[1::2]) if gc else (student, student)
         fg, outside = rasterise(p, boxes, offsets, sizes)
         partials = pass_over_features(p, student, teacher, keys, spatial, fg, maps)
-        sums, distances = merge_slices(p, spatial, partials, maps)
+        sums, distances = merge_chunks(p, spatial, partials, maps)
         terms = finish_images(p, (spatial, channel), sums, distances, partials, fg, outside, maps, stats)
         shifted, grid = terms, Grid.of([0] * len(student), 0)
         if gc:
@@ -97,8 +97,8 @@ def pass_over_features(
     mask: Tensor,
     maps: Tensor,
 ) -> Tensor:
-    """The slices' partial sums; logits go to `maps`."""
-    grid, tile = p.slices, p.tile
+    """The chunks' partial sums; logits go to `maps`."""
+    grid, tile = p.chunks, p.tile
     layouts = Layouts.of((students, teachers), tile.align)
     partials = scratch(mask, grid.total * p.sum_size)
     forward_pass[(grid.total,)](
@@ -129,18 +129,18 @@ def pass_over_features(
         BLOCK_C=tile.block_c,
         GROUPS=tile.groups,
         PARTS=tile.parts,
-        SLICE=tile.slice,
+        CHUNK=tile.chunk,
         ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
         WIDE=layouts.wide,
         SAME_ROWS=layouts.same_rows,
-        CHUNKED=tile.chunked,
+        IN_BLOCKS=tile.in_blocks,
         num_warps=tile.warps,
         num_stages=1,
     )
     return partials
 
 
-def merge_slices(p: Pyramid, spatial_temperature: float, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+def merge_chunks(p: Pyramid, spatial_temperature: float, partials: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """The images' sums, and the distance of the spatial attentions in every block of pixels."""
     parts = [a + b for a, b in zip(p.blocks.parts, cut(p.channels, CHANNEL_BLOCK), strict=True)]
     grid = Grid.of(parts, p.images)
@@ -153,8 +153,8 @@ def merge_slices(p: Pyramid, spatial_temperature: float, partials: Tensor, maps:
         distances=distances,
         first=encoded(grid.first),
         parts=encoded(grid.parts),
-        first_slice=encoded(p.slices.first),
-        slices=encoded(p.slices.parts),
+        first_chunk=encoded(p.chunks.first),
+        chunks=encoded(p.chunks.parts),
         first_block=encoded(p.blocks.first),
         blocks=encoded(p.blocks.parts),
         channels=encoded(p.channels),
@@ -199,8 +199,8 @@ def finish_images(
         terms=terms,
         first=encoded(grid.first),
         parts=encoded(grid.parts),
-        first_slice=encoded(p.slices.first),
-        slices=encoded(p.slices.parts),
+        first_chunk=encoded(p.chunks.first),
+        chunks=encoded(p.chunks.parts),
         first_block=encoded(p.blocks.first),
         blocks=encoded(p.blocks.parts),
         channels=encoded(p.channels),

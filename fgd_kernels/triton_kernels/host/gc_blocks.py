@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEVEL_TENSORS = 16  # of a level's pair of GcBlocks, in the order of reference.gc_block_pair
+from ...reference import GC_BLOCK_SIZE, GcBlockPair
 
 
 class GcBlocks(NamedTuple):
@@ -21,6 +21,8 @@ class GcBlocks(NamedTuple):
     w2: tuple[Tensor, ...]
     b2: tuple[Tensor, ...]
 
+    IN_PAIR = ("key", "key_bias", "w1", "b1", "ln_weight", "ln_bias", "w2", "b2")  # the same, of a net in GcBlockPair
+
     @property
     def hidden(self) -> tuple[int, ...]:
         """K of every net."""
@@ -29,10 +31,10 @@ class GcBlocks(NamedTuple):
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> "GcBlocks":
         nets = []
-        for start in range(0, len(tensors), LEVEL_TENSORS):
-            level = [_row_major(tensor) for tensor in tensors[start : start + LEVEL_TENSORS]]
-            nets.append(level[0:2] + level[4:10])
-            nets.append(level[2:4] + level[10:16])
+        for start in range(0, len(tensors), GC_BLOCK_SIZE):
+            pair = GcBlockPair(*map(_row_major, tensors[start : start + GC_BLOCK_SIZE]))
+            for net in "st":
+                nets.append([getattr(pair, f"{name}_{net}") for name in cls.IN_PAIR])
         return cls(*zip(*nets, strict=True))
 
 

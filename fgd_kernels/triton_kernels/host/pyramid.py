@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import FGDValueError
+from ...layout import Layout, layout_of, row_stride
 from . import tile_sizes
 
 PIXEL_BLOCK = 1024  # pixels of a program of the kernels that work on maps alone
@@ -95,8 +96,8 @@ class Pyramid:
         return before(self.channels, self.images)
 
     @functools.cached_property
-    def slices(self) -> Grid:
-        return Grid.of(cut(self.pixels, self.tile.slice), self.images)
+    def chunks(self) -> Grid:
+        return Grid.of(cut(self.pixels, self.tile.chunk), self.images)
 
     @functools.cached_property
     def blocks(self) -> Grid:
@@ -104,7 +105,7 @@ class Pyramid:
 
     @property
     def sum_size(self) -> int:
-        """Entries of a slice's partial sums in the forward pass."""
+        """Entries of a chunk's partial sums in the forward pass."""
         return 8 * max(self.channels) + 8
 
     def logit_scales(self, spatial_temperature: float) -> tuple[float, ...]:
@@ -156,8 +157,9 @@ class Layouts:
     def of(cls, groups: Sequence[Sequence[Tensor]], align: int) -> "Layouts":
         strides, kinds, wide = [], [], False
         for level in zip(*groups, strict=True):
-            in_rows = all(_pixels_dense(x) for x in level)
-            found = [Strides(x.stride(0), _row_stride(x, in_rows)) for x in level]
+            in_rows = layout_of(*level) == Layout.PIXELS_DENSE
+            layout = Layout.PIXELS_DENSE if in_rows else Layout.CHANNELS_DENSE
+            found = [Strides(x.stride(0), row_stride(x, layout)) for x in level]
             rows, length = level[0].shape[1], level[0].shape[2] * level[0].shape[3]
             rows, length = (rows, length) if in_rows else (length, rows)
             aligned = length % align == 0 and all(
@@ -168,17 +170,6 @@ class Layouts:
             wide = wide or any((rows + 2048) * s.row + length + 2048 >= 2**31 for s in found)
             strides.append(found)
         return cls(tuple(zip(*strides, strict=True)), tuple(kinds), wide)
-
-
-def _pixels_dense(x: Tensor) -> bool:
-    _, _, h, w = x.shape
-    return (w == 1 or x.stride(3) == 1) and (h == 1 or x.stride(2) == w)
-
-
-def _row_stride(x: Tensor, in_rows: bool) -> int:
-    if in_rows:
-        return x.stride(1)
-    return x.stride(3) if x.shape[3] > 1 else x.stride(2)
 
 
 def scratch(like: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -25,27 +25,27 @@ class Tile(NamedTuple):
     groups: tuple[int, ...]  # of each kind: groups of pixels in a tile
     parts: tuple[int, ...]  # of each kind: V, the pixels of a group, which one thread holds
     warps: int
-    slice: int  # pixels of a program, a multiple of a tile's
+    chunk: int  # pixels of a program, a multiple of a tile's
     align: int  # elements of a 128-bit load
-    chunked: bool  # block_c is less than C: channels are gone through twice
+    in_blocks: bool  # block_c is less than C: channels are gone through twice
 
 
 #         channels up to: pixels, warps
 _TABLE = {16: (64, 4), 32: (64, 4), 64: (64, 4), 128: (32, 4), 256: (16, 4), 512: (16, 8)}
-_CHUNK = 256
-_SLICE = {4: 384, 2: 512}  # by element size: partial sums are 8 numbers a slice and channel, 2 or 3 % of a map
+_CHANNEL_BLOCK = 256
+_CHUNK = {4: 384, 2: 512}  # by element size: partial sums are 8 numbers a chunk and channel, 2 or 3 % of a map
 
 
 def tile_for(channels: int, element_size: int, gpu: "Gpu") -> Tile:
     """The tile for features of that many channels; `element_size`: of the wider of student and teacher, in bytes."""
-    fits = [block for block in _TABLE if block >= channels and not (gpu.short_of_registers and block > _CHUNK)]
-    block_c = fits[0] if fits else _CHUNK
+    fits = [block for block in _TABLE if block >= channels and not (gpu.short_of_registers and block > _CHANNEL_BLOCK)]
+    block_c = fits[0] if fits else _CHANNEL_BLOCK
     pixels, warps = _TABLE[block_c]
     warps = 2 * warps if gpu.short_of_registers or not fits else warps
     align = 16 // element_size
     parts = (align, 4, *_parts_of_channels_last(block_c, pixels, gpu.warp_size * warps, align))
     groups = (*(pixels // part for part in parts[:3]), pixels // 4 // parts[3])
-    return Tile(block_c, groups, parts, warps, _SLICE[element_size], align, not fits)
+    return Tile(block_c, groups, parts, warps, _CHUNK[element_size], align, not fits)
 
 
 def _parts_of_channels_last(block_c: int, pixels: int, threads: int, align: int) -> tuple[int, int]:

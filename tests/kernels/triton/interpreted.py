@@ -22,15 +22,15 @@ SMALL = ((16, 13, 15), (16, 1, 1))  # in the place of the larger pyramid: the in
 def cases() -> list[Case]:
     """The standard list, on smaller pyramids and without float64; and what only this backend has to show."""
     own = [
-        Case("several slices", ((24, 23, 41),), (4, 0), loss=BALANCED),
-        Case("several slices, channels_last", ((24, 23, 41),), (4,), channels_last=True, loss=BALANCED),
-        Case("several slices, bfloat16", ((20, 25, 43),), (4,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
+        Case("several chunks", ((24, 23, 41),), (4, 0), loss=BALANCED),
+        Case("several chunks, channels_last", ((24, 23, 41),), (4,), channels_last=True, loss=BALANCED),
+        Case("several chunks, bfloat16", ((20, 25, 43),), (4,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
         Case("aligned rows", ((64, 12, 16), (64, 4, 8)), (2,), loss=BALANCED),
         Case("aligned rows, bfloat16", ((64, 8, 16), (128, 4, 4)), (2,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
         Case("aligned and odd rows", ((20, 8, 8), (24, 7, 5)), (2, 0), torch.float16, torch.float32, loss=BALANCED),
-        Case("chunks of channels", ((520, 3, 9),), (2,), loss=BALANCED),
-        Case("chunks of channels, channels_last", ((600, 5, 4),), (2,), channels_last=True, loss=BALANCED),
-        Case("chunks of channels, no GcBlock gradient", ((768, 4, 4),), (1,), frozen=True, loss=BALANCED),
+        Case("blocks of channels", ((520, 3, 9),), (2,), loss=BALANCED),
+        Case("blocks of channels, channels_last", ((600, 5, 4),), (2,), channels_last=True, loss=BALANCED),
+        Case("blocks of channels, no GcBlock gradient", ((768, 4, 4),), (1,), frozen=True, loss=BALANCED),
     ]
     standard = [case for case in standard_cases() if case.student_dtype != torch.float64]
     small = [dataclasses.replace(case, levels=SMALL) if case.levels == PYRAMID else case for case in standard]

@@ -10,7 +10,7 @@ import devtools.offline.triton_interpreter  # noqa: F401 - prepares the interpre
 
 KERNELS = [(torch.float32, False), (torch.float32, True), (torch.float16, False), (torch.bfloat16, True)]
 PYRAMID = ((24, 5, 9), (24, 2, 3))
-CHUNKED = ((520, 3, 5),)  # more channels than a tile holds
+WIDE = ((520, 3, 5),)  # more channels than a tile holds
 
 
 @pytest.mark.parametrize("kind", list(exact.MAPS))
@@ -19,7 +19,7 @@ def test_equal_maps_give_exactly_nothing(dtype, last, kind):
     exact.check_equal_maps("triton", kind, dtype, last, PYRAMID, equal_blocks=kind in ("relu", "large"))
 
 
-@pytest.mark.parametrize("levels", [((1, 9, 11),), ((40, 1, 1),), ((8, 23, 41),), CHUNKED], ids=str)
+@pytest.mark.parametrize("levels", [((1, 9, 11),), ((40, 1, 1),), ((8, 23, 41),), WIDE], ids=str)
 @pytest.mark.parametrize("equal_blocks", [False, True], ids=["new GcBlocks", "equal GcBlocks"])
 def test_equal_maps_of_other_shapes(levels, equal_blocks):
     exact.check_equal_maps("triton", "relu", torch.float32, equal_blocks, levels, equal_blocks)
@@ -37,12 +37,12 @@ def test_key_gradients_where_few_pixels_have_all_the_weight(dtype, last, scale):
     exact.check_key_gradients("triton", dtype, last, ((64, 9, 13),), scale * (24 / 64) ** 0.5, seeds=4)
 
 
-def test_key_gradients_of_chunks():
-    exact.check_key_gradients("triton", torch.float32, False, CHUNKED, 100 * (24 / 520) ** 0.5, seeds=4)
+def test_key_gradients_of_channel_blocks():
+    exact.check_key_gradients("triton", torch.float32, False, WIDE, 100 * (24 / 520) ** 0.5, seeds=4)
 
 
 @pytest.mark.parametrize(
-    "levels, dtype, last", [(PYRAMID, *KERNELS[0]), (PYRAMID, *KERNELS[3]), (CHUNKED, *KERNELS[1])], ids=str
+    "levels, dtype, last", [(PYRAMID, *KERNELS[0]), (PYRAMID, *KERNELS[3]), (WIDE, *KERNELS[1])], ids=str
 )
 @pytest.mark.parametrize("where, value", exact.NOT_FINITE)
 def test_values_that_are_not_finite_reach_what_they_reach_in_the_reference(where, value, levels, dtype, last):

@@ -105,7 +105,7 @@ def on_the_emulator(monkeypatch):
 
 EXECUTED = [
     ("80", Case("float32", ((64, 8, 8), (64, 3, 5)), (3, 0), loss=BALANCED)),
-    ("90", Case("chunks of channels", ((520, 3, 9),), (2,), loss=BALANCED)),
+    ("90", Case("blocks of channels", ((520, 3, 9),), (2,), loss=BALANCED)),
     ("90", Case("bfloat16", ((64, 8, 8), (72, 3, 5)), (3,), torch.bfloat16, torch.bfloat16, True, loss=BALANCED)),
 ]
 

@@ -1,4 +1,4 @@
-"""Forward for more channels than a tile holds: as forward_pass.py, but every tile is gone through twice in chunks of
+"""Forward for more channels than a tile holds: as forward_pass.py, but every tile is gone through twice in blocks of
 channels, first for the sums over channels, then (from the cache) for those over pixels, which stay in `partials`.
 
 All groups of pixels have one running maximum here, because sums leave the registers after every tile.
@@ -41,7 +41,7 @@ def rescale(total, index, shrink):
 
 
 @triton.jit
-def chunked_slice(
+def chunk_in_blocks(
     student,
     teacher,
     key_s,
@@ -77,8 +77,8 @@ def chunked_slice(
         z = (nothing,) * 2
         if GC:
             z = (nothing,) * 4
-        for chunk in range(0, channels, BLOCK_C):
-            c = chunk + tl.arange(0, BLOCK_C)
+        for channel_block in range(0, channels, BLOCK_C):
+            c = channel_block + tl.arange(0, BLOCK_C)
             at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
             s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
@@ -88,8 +88,8 @@ def chunked_slice(
         store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
         fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT, GC, True)
-        for chunk in range(0, channels, BLOCK_C):
-            c = chunk + tl.arange(0, BLOCK_C)
+        for channel_block in range(0, channels, BLOCK_C):
+            c = channel_block + tl.arange(0, BLOCK_C)
             at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
             s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)

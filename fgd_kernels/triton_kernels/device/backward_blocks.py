@@ -1,4 +1,4 @@
-"""Backward for more channels than a tile holds: as backward_pass.py, but every tile is gone through twice in chunks of
+"""Backward for more channels than a tile holds: as backward_pass.py, but every tile is gone through twice in blocks of
 channels, first for u, then (from the cache) for the gradient. The keys' sums stay in `partials`.
 """
 
@@ -23,7 +23,7 @@ from .tile import (
 
 
 @triton.jit
-def chunked_slice(
+def chunk_in_blocks(
     student,
     teacher,
     student_grad_at,
@@ -63,8 +63,8 @@ def chunked_slice(
         exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
         u_s, u_t = tl.zeros(p.shape, tl.float32), tl.zeros(p.shape, tl.float32)
         if GC:
-            for chunk in range(0, channels, BLOCK_C):
-                c = chunk + tl.arange(0, BLOCK_C)
+            for channel_block in range(0, channels, BLOCK_C):
+                c = channel_block + tl.arange(0, BLOCK_C)
                 at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
                 s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
                 t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
@@ -79,8 +79,8 @@ def chunked_slice(
             rest_s, total_s, peak_s = key_factor(pixel[2], pixel[3], p, totals[0], peaks[0], LAYOUT)
             rest_t, total_t, peak_t = key_factor(pixel[5], pixel[4], p, totals[1], peaks[1], LAYOUT)
             totals, peaks = (total_s, total_t), (peak_s, peak_t)
-        for chunk in range(0, channels, BLOCK_C):
-            c = chunk + tl.arange(0, BLOCK_C)
+        for channel_block in range(0, channels, BLOCK_C):
+            c = channel_block + tl.arange(0, BLOCK_C)
             at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
             s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
