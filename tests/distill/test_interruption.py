@@ -21,6 +21,17 @@ from fgd_distill.training.run import run
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    """Signals as a program in the foreground has them: a shell starts its background jobs with SIGINT ignored."""
+    before = {number: signal.getsignal(number) for number in CODES}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def training(fit_args, tmp_path):
     """Runs six steps, four of which are an epoch, with validation after every third; returns the CLI."""
