@@ -39,8 +39,8 @@ The budget is not held everywhere yet. Known causes:
   and beside a budget of next to nothing a huge ratio.
 - **The student's gradient at a pixel that has all of a context's weight**: u − ū is rounding there, where autograd
   gives 0. Seen up to 1.7.
-- **CUDA, bfloat16 in NCHW**: a thread adds a channel's d² one by one. The global term of a standard case is at 1.3; its
-  test is marked as failing.
+- **CUDA, and the CPU's baseline instruction set, bfloat16 in NCHW**: a thread, or a lane of a short vector, adds a
+  channel's d² one by one. The global term of a standard case is at 1.3; its tests are marked as failing.
 
 ## What was run
 
