@@ -293,7 +293,8 @@ class DetectionDistiller(FrozenTeacher):
         """Gives the criterion to the optimizer of a trainer that was made for the student alone.
 
         For trainers of others: their checkpoints then hold the plain student, and the criterion in the optimizer's
-        state dict, from which it comes back when they resume. Call it before that state is loaded.
+        state dict, from which it comes back when they resume. Call it before that state is loaded. The trainer has to
+        clear gradients by ``optimizer.zero_grad()``: the student's ``zero_grad()`` leaves the criterion's to grow.
 
         Args:
             optimizer: made from the student's parameters.
