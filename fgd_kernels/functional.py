@@ -92,9 +92,7 @@ def fgd_loss(
         levels=len(students),
     )
     weights = [
-        factor * weight
-        for factor in _level_factors(level_weights, students)
-        for weight in (alpha, beta, gamma, lambda_)
+        factor * weight for factor in level_factors(level_weights, students) for weight in (alpha, beta, gamma, lambda_)
     ]
     *terms, levels = ops.pyramid_loss(
         students,
@@ -243,7 +241,8 @@ def _gc_block_shapes(channels: int, found: Sequence[torch.Size]) -> list[tuple[i
     return shapes
 
 
-def _level_factors(level_weights: Sequence[float] | str | None, students: list[Tensor]) -> list[float]:
+def level_factors(level_weights: Sequence[float] | str | None, students: list[Tensor]) -> list[float]:
+    """One factor a level, from what `fgd_loss` takes as `level_weights`."""
     if level_weights is None:
         return [1.0] * len(students)
     if isinstance(level_weights, str):

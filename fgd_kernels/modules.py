@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .backend import check_backend
 from .boxes import PackedBoxes, is_integer
 from .errors import FGDTypeError, FGDValueError
-from .functional import LOSS_NAMES, check_settings, fgd_loss
+from .functional import LOSS_NAMES, check_settings, fgd_loss, level_factors
+from .non_local import NonLocalBlock, non_local_terms
 
 # Section 4.2 of the paper: α, β, γ, λ; T is 0.5 for all. The authors' published configurations use another γ
 # (5e-4 for one-stage detectors with anchors, 8e-4 for those without) and T = 0.8 for FCOS.
@@ -18,15 +19,17 @@ PRESETS = {
     "one_stage_anchor": {"alpha": 1e-3, "beta": 5e-4, "gamma": 1e-3, "lambda_": 5e-6, "temperature": 0.5},
     "one_stage_anchor_free": {"alpha": 1.6e-3, "beta": 8e-4, "gamma": 8e-3, "lambda_": 8e-6, "temperature": 0.5},
 }
+RELATIONS = ("gc", "non_local", "none")
 
 
 class FGDLevel(nn.Module):
-    """What one level learns: the align convolution, if channel counts differ, and two GcBlocks (12).
+    """What one level learns: the align convolution, if channel counts differ, and the relation (12) of each network.
 
-    Parameter names, shapes and initialisation are those of the published FeatureLoss.
+    Two GcBlocks, with parameter names, shapes and initialisation of the published FeatureLoss; or two Non-local blocks;
+    or neither.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, relation: str = "gc") -> None:
         super().__init__()
         for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
             if not is_integer(channels) or channels < 1:
@@ -35,10 +38,15 @@ class FGDLevel(nn.Module):
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         differ = student_channels != teacher_channels
         self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1) if differ else None
-        self.conv_mask_s = nn.Conv2d(teacher_channels, 1, kernel_size=1)
-        self.conv_mask_t = nn.Conv2d(teacher_channels, 1, kernel_size=1)
-        self.channel_add_conv_s = self._transform(teacher_channels)
-        self.channel_add_conv_t = self._transform(teacher_channels)
+        self.relation = relation
+        if relation == "gc":
+            self.conv_mask_s = nn.Conv2d(teacher_channels, 1, kernel_size=1)
+            self.conv_mask_t = nn.Conv2d(teacher_channels, 1, kernel_size=1)
+            self.channel_add_conv_s = self._transform(teacher_channels)
+            self.channel_add_conv_t = self._transform(teacher_channels)
+        elif relation == "non_local":
+            self.non_local_s = NonLocalBlock(teacher_channels)
+            self.non_local_t = NonLocalBlock(teacher_channels)
         self.reset_parameters()
 
     @staticmethod
@@ -52,7 +60,12 @@ class FGDLevel(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """W_k: Kaiming normal over fan_in, bias 0. The last convolutions: 0, so that GcBlocks start as identity."""
+        """W_k: Kaiming normal over fan_in, bias 0. The last convolutions: 0, so that relations start as identity."""
+        if self.relation == "non_local":
+            self.non_local_s.reset_parameters()
+            self.non_local_t.reset_parameters()
+        if self.relation != "gc":
+            return
         parameters = dict(self.named_parameters())
         for mask in ("conv_mask_s", "conv_mask_t"):
             nn.init.kaiming_normal_(parameters[f"{mask}.weight"], mode="fan_in", nonlinearity="relu")
@@ -73,7 +86,9 @@ class FGDLevel(nn.Module):
         return features if self.align is None else self.align(features)
 
     def gc_block(self) -> list[Tensor]:
-        """The 16 tensors of both GcBlocks, in the order of `reference.GcBlockPair`."""
+        """The 16 tensors of both GcBlocks, in the order of `reference.GcBlockPair`; none for another relation."""
+        if self.relation != "gc":
+            return []
         # Looked up in the modules' own dictionaries: by attribute, five levels take as long as a small kernel.
         own = cast("dict[str, nn.Module]", self._modules)
         s, t = (cast("dict[str, nn.Module]", own[f"channel_add_conv_{net}"]._modules) for net in "st")
@@ -96,6 +111,8 @@ class FGDLoss(nn.Module):
         level_weights: one factor a level, or 'inverse_area' for 1 / (H·W) of each level.
         attention: 'both', 'spatial', 'channel' or 'none' (the paper's table 5).
         split: False distils each image as one area, weighted by beta (table 1).
+        relation: 'gc' for GcBlocks in the global term; 'non_local' for Non-local blocks (table 6), outside of the fused
+            pass and much dearer; 'none' for no global term (table 4).
         backend: 'auto', or one of `fgd_kernels.backends()`.
 
     Raises:
@@ -119,6 +136,7 @@ class FGDLoss(nn.Module):
         level_weights: Sequence[float] | str | None = None,
         attention: str = "both",
         split: bool = True,
+        relation: str = "gc",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -127,11 +145,16 @@ class FGDLoss(nn.Module):
         given = {"alpha": alpha, "beta": beta, "gamma": gamma, "lambda_": lambda_, "temperature": temperature}
         chosen = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
         self.alpha, self.beta, self.gamma, self.lambda_, self.temperature = chosen.values()
+        if not isinstance(relation, str) or relation not in RELATIONS:
+            raise FGDValueError(f"relation: expected one of {', '.join(RELATIONS)}, got {relation!r}")
         self.level_weights, self.attention, self.split, self.backend = level_weights, attention, split, backend
+        self.relation = relation
         channels = _channels_per_level(student_channels, teacher_channels, num_levels)
         check_settings(**chosen, attention=attention, level_weights=level_weights, levels=len(channels))
         check_backend(backend)
-        self.levels: Collection[FGDLevel] = nn.ModuleList(FGDLevel(s, t) for s, t in channels)  # type: ignore[assignment]
+        self.levels: Collection[FGDLevel] = nn.ModuleList(  # type: ignore[assignment]
+            FGDLevel(s, t, relation) for s, t in channels
+        )
 
     def forward(
         self,
@@ -161,7 +184,8 @@ class FGDLoss(nn.Module):
             level.aligned(features, f"student_features[{index}]")
             for index, (level, features) in enumerate(zip(self.levels, student_features, strict=True))
         ]
-        return fgd_loss(
+        relate = self.relation == "non_local"
+        found = fgd_loss(
             aligned,
             teacher_features,
             boxes,
@@ -177,13 +201,28 @@ class FGDLoss(nn.Module):
             level_weights=self.level_weights,
             backend=self.backend,
             validate=validate,
-            return_levels=return_levels,
+            return_levels=return_levels or relate,
         )
+        if not relate:
+            return found
+        losses, levels = self._with_non_local(aligned, list(teacher_features), *cast(tuple[dict, Tensor], found))
+        return (losses, levels) if return_levels else losses
+
+    def _with_non_local(
+        self, student: list[Tensor], teacher: list[Tensor], losses: dict[str, Tensor], levels: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The global term, which is 0 in `losses` and `levels`, put in its place."""
+        blocks = [(cast(FGDLevel, level).non_local_s, cast(FGDLevel, level).non_local_t) for level in self.levels]
+        terms = non_local_terms(blocks, student, teacher)
+        factors = level_factors(self.level_weights, student)
+        terms = terms * terms.new_tensor([self.lambda_ * factor for factor in factors])
+        levels = torch.cat([levels[:, :-1], terms.detach()[:, None].to(levels.dtype)], dim=1)
+        return losses | {LOSS_NAMES[-1]: terms.sum().to(levels.dtype)}, levels
 
     def extra_repr(self) -> str:
         return (
             f"alpha={self.alpha}, beta={self.beta}, gamma={self.gamma}, lambda_={self.lambda_}, "
-            f"temperature={self.temperature}, backend={self.backend!r}"
+            f"temperature={self.temperature}, relation={self.relation!r}, backend={self.backend!r}"
         )
 
 

@@ -31,6 +31,7 @@ class FGDConfig:
         level_weights: one factor a level, or ``inverse_area``.
         attention: ``both``, ``spatial``, ``channel`` or ``none`` (the paper's table 5).
         split: false distils fore- and background as one area, weighted by beta (table 1).
+        relation: of the global term: ``gc``, ``non_local`` (table 6, dear) or ``none``.
         backend: which kernels compute it.
     """
 
@@ -43,6 +44,7 @@ class FGDConfig:
     level_weights: list[float] | str | None = None
     attention: str = "both"
     split: bool = True
+    relation: str = "gc"
     backend: str = "auto"
 
 

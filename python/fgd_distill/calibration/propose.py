@@ -67,7 +67,7 @@ def propose(
     temperature = temperature_for(measurement.activation) if temperature is None else temperature
     unit = (measurement.terms[temperature].sum(dim=0) / measurement.detector_loss).tolist()
     ratios = [PRESETS[config.preset][name] for name in WEIGHTS]
-    off = [getattr(config, name) == 0 for name in WEIGHTS]
+    off = [getattr(config, name) == 0 or (name == "lambda_" and config.relation == "none") for name in WEIGHTS]
     active = [not none and 0 < share < float("inf") for share, none in zip(unit, off, strict=True)]
     if not any(active):
         raise FGDValueError(f"expected terms of the loss above 0 and finite, got {dict(zip(TERMS, unit, strict=True))}")
