@@ -14,6 +14,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..errors import FGDTypeError, FGDValueError
 from ..importing import named_object
+from .fcos_start import start_with_boxes
 from .weights import load_state, load_weights, read_state, resolve_weights
 
 # Short names of the functions that build the two detectors of the digits data.
@@ -143,4 +144,6 @@ def _resnet_detector(family: str, backbone: str, config: DetectorConfig) -> nn.M
         path = resolve_weights(config.backbone_weights)
         state = {name: value for name, value in read_state(path).items() if not name.startswith("fc.")}
         load_state(pyramid.body, state, path)
-    return FAMILIES[family](pyramid, config.num_classes, **options)
+    model = FAMILIES[family](pyramid, config.num_classes, **options)
+    start_with_boxes(model)
+    return model

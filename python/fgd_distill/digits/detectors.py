@@ -13,6 +13,8 @@ from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
+from ..detectors.fcos_start import start_with_boxes
+
 PYRAMID_CHANNELS = 64  # of both, so that a student can inherit the teacher's head
 
 
@@ -68,10 +70,12 @@ def _digits_fcos(
     # splits the digits at 32 and 64 pixels. The sampling radius counts in anchor sizes: 6 is the usual 1.5 strides.
     anchors = AnchorGenerator(sizes=((2,), (4,), (8,)), aspect_ratios=((1.0,),) * 3)
     settings = {"min_size": image_size, "max_size": image_size, "center_sampling_radius": 6.0, "score_thresh": 0.05}
-    return FCOS(
+    model = FCOS(
         _PyramidBackbone(stages, widths),
         num_classes,
         anchor_generator=anchors,
         head=FCOSHead(PYRAMID_CHANNELS, num_anchors=1, num_classes=num_classes, num_convs=2),
         **(settings | options),
     )
+    start_with_boxes(model)
+    return model

@@ -109,6 +109,8 @@ class DetectionModule(pl.LightningModule):
 
     evaluator: CocoEvaluator
     """Of the validation that runs now."""
+    own_losses: dict[str, Tensor]
+    """The student's own, without distillation, of the last step; detached."""
 
     def _data(self, name: str) -> CocoFolder:
         dataset = getattr(getattr(self.trainer, "datamodule", None), name, None)
@@ -175,6 +177,8 @@ class DetectionModule(pl.LightningModule):
         else:
             self.distiller.set_step(self.global_step)
             losses = self.distiller(images, targets)
+        added = () if self.distiller is None else getattr(self.distiller.criterion, "loss_names", ())
+        self.own_losses = {name: loss.detach() for name, loss in losses.items() if name not in added}
         total = torch.stack(list(losses.values())).sum()
         self._log_losses(total, losses, len(images))
         return total

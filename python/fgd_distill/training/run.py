@@ -15,6 +15,7 @@ from .bases import with_bases
 from .interruption import StopOnSignal
 from .module import DetectionModule
 from .reporting import ValidationTable, with_run_progress
+from .standstill import StandstillWarning
 
 SUBCOMMANDS = ("fit", "validate")
 # Abbreviated options would make a slip of a name another option.
@@ -43,7 +44,7 @@ class DistillCLI(LightningCLI):
                 run=command is not None,
                 # The data module shares out its batches among processes by itself.
                 trainer_defaults={
-                    "callbacks": [Timer(), StopOnSignal(), ValidationTable()],
+                    "callbacks": [Timer(), StopOnSignal(), ValidationTable(), StandstillWarning()],
                     "use_distributed_sampler": False,
                 },
                 seed_everything_default=0,
