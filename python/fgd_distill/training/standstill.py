@@ -18,8 +18,8 @@ PAGE = "docs/tutorials/distil-your-own.md, 'When the student is no better'"
 
 
 class StandstillWarning(pl.Callback):
-    """Warns once of each of the student's losses that is the same in 50 steps in a row, and once of its parameters whose
-    gradient was exactly 0 in as many.
+    """Warns once of each of the student's losses that is the same in 50 steps in a row, and once of its parameters
+    whose gradient was exactly 0 in as many.
 
     Counts are kept on the training's device and read every 50 steps, so that no step waits for it.
     """
