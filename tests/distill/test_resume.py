@@ -10,6 +10,8 @@ import yaml
 
 from fgd_distill.data.evaluation import METRICS
 from fgd_distill.detectors.by_name import build_detector
+from fgd_distill.training import resume_checkpoint
+from fgd_distill.training.module import DetectionModule
 from fgd_distill.training.run import run
 
 AUGMENTED = [
@@ -127,3 +129,31 @@ def test_a_distilled_checkpoint_is_validated_without_its_teacher(fit_args, teach
         assert ran.trainer.callback_metrics[name] == trained[name] and math.isfinite(trained[name])
     with pytest.raises(ValueError, match="the checkpoint does not fit"):
         run(["validate", "--config=digits_teacher.yaml", f"--data.root={digits}", f"--ckpt_path={checkpoint}"])
+
+
+class Killed(Exception):
+    pass
+
+
+def test_what_was_killed_before_the_first_validation_goes_on(fit_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(resume_checkpoint, "FIRST", 0.0)
+    monkeypatch.setattr(resume_checkpoint, "COST", math.inf)
+    monkeypatch.setattr(resume_checkpoint, "AGREE_EVERY", 1)
+    step = DetectionModule.training_step
+
+    def dies(module, batch, batch_idx):
+        if module.global_step == CUT:
+            raise Killed
+        return step(module, batch, batch_idx)
+
+    more = ["--trainer.limit_val_batches=0", "--trainer.accumulate_grad_batches=2"]
+    whole = run(fit_args(tmp_path / "whole", *more, steps=STEPS, batch_size=5))
+    assert not list((tmp_path / "whole").rglob("resume.ckpt")), "expected it to go when the training has ended"
+    monkeypatch.setattr(DetectionModule, "training_step", dies)
+    with pytest.raises(Killed):
+        run(fit_args(tmp_path / "killed", *more, steps=STEPS, batch_size=5))
+    monkeypatch.setattr(DetectionModule, "training_step", step)
+    checkpoint = next((tmp_path / "killed").rglob("resume.ckpt"))
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == CUT
+    resumed = run([*fit_args(tmp_path / "killed", *more, steps=STEPS, batch_size=5), f"--ckpt_path={checkpoint}"])
+    assert_equal(states(whole), states(resumed))

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
+NAME = "interrupted-step={}.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -76,7 +77,7 @@ class StopOnSignal(pl.Callback):
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         number = self.received or signal.SIGTERM  # another process got it
-        path = None if trainer.sanity_checking else checkpoint_path(trainer)
+        path = None if trainer.sanity_checking else checkpoint_path(trainer, NAME.format(trainer.global_step))
         if path is not None:
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
@@ -93,13 +94,13 @@ def _end_at_once() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def checkpoint_path(trainer: pl.Trainer) -> str | None:
-    """Where an interrupted training writes its checkpoint; None where it writes none at all."""
+def checkpoint_path(trainer: pl.Trainer, name: str) -> str | None:
+    """Where a training writes a checkpoint of this name; None where it writes none at all."""
     callback: Any = trainer.checkpoint_callback
     if callback is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     folder = getattr(callback, "dirpath", None) or trainer.default_root_dir
-    return os.path.join(folder, f"interrupted-step={trainer.global_step}.ckpt")
+    return os.path.join(folder, name)
 
 
 def _is_watched(trainer: pl.Trainer) -> bool:

@@ -15,6 +15,7 @@ from .bases import with_bases
 from .interruption import StopOnSignal
 from .module import DetectionModule
 from .reporting import ValidationTable, with_run_progress
+from .resume_checkpoint import ResumeCheckpoint
 from .standstill import StandstillWarning
 
 SUBCOMMANDS = ("fit", "validate")
@@ -44,7 +45,13 @@ class DistillCLI(LightningCLI):
                 run=command is not None,
                 # The data module shares out its batches among processes by itself.
                 trainer_defaults={
-                    "callbacks": [Timer(), StopOnSignal(), ValidationTable(), StandstillWarning()],
+                    "callbacks": [
+                        Timer(),
+                        ResumeCheckpoint(),
+                        StopOnSignal(),
+                        ValidationTable(),
+                        StandstillWarning(),
+                    ],
                     "use_distributed_sampler": False,
                 },
                 seed_everything_default=0,
