@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <vector>
 
 #include "fgd/gc_block.h"
@@ -146,6 +147,17 @@ inline void check_forward(const Tensors& student, const Tensors& teacher, const 
                   "image_sizes: expected a contiguous float32 tensor (", images, ", 2)");
   for (const Tensor* t : {&boxes, &offsets, &sizes})
     STD_TORCH_CHECK(t->device() == student[0].device(), "boxes: expected the features' device");
+}
+
+// M·S of (2) and (3) where it does not come from boxes: every level's numbers, one level after another.
+inline void check_foreground(const std::optional<Tensor>& foreground, const Tensors& student) {
+  if (!foreground) return;
+  int64_t size = 0;
+  for (const Tensor& s : student) size += s.size(0) * s.size(2) * s.size(3);
+  STD_TORCH_CHECK(foreground->dim() == 1 && foreground->size(0) == size &&
+                      foreground->scalar_type() == ScalarType::Float && foreground->is_contiguous() &&
+                      foreground->device() == student[0].device(),
+                  "foreground: expected a contiguous float32 tensor (", size, ",) on the features' device");
 }
 
 // What a backward pass gets beside the forward's arguments; the sizes are those of what the forward pass saved.

@@ -5,8 +5,8 @@ namespace fgd {
 
 constexpr const char* kForwardSchema =
     "forward(Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, Tensor image_sizes, "
-    "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
+    "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature, "
+    "Tensor? foreground=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)";
 constexpr const char* kBackwardSchema =
     "backward(Tensor grads, Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, "
     "Tensor image_sizes, Tensor[] gc_block, float[] weights, float spatial_temperature, "

@@ -1,5 +1,6 @@
 """Focal and Global Knowledge Distillation for Detectors (FGD, CVPR 2022) as fused kernels."""
 
+from . import foreground
 from .backend import BackendStatus, backends
 from .boxes import PackedBoxes, pack_boxes
 from .functional import LOSS_NAMES, fgd_loss
@@ -16,5 +17,6 @@ __all__ = [
     "__version__",
     "backends",
     "fgd_loss",
+    "foreground",
     "pack_boxes",
 ]

@@ -54,7 +54,7 @@ def places(levels: int) -> Inputs:
 
 
 class Settings(NamedTuple):
-    """What else the operators take."""
+    """What else both operators take."""
 
     weights: Sequence[float]  # (L, 4) in row order
     spatial_temperature: float
@@ -89,8 +89,9 @@ class _Loss(torch.autograd.Function):
     """One backend's forward and backward."""
 
     @staticmethod
-    def forward(ctx, keyset, operators, levels, settings, *flat):
-        out = Outputs(*_below_autograd(operators.forward, keyset, *Inputs.of(list(flat), levels), *settings))
+    def forward(ctx, keyset, operators, levels, settings, foreground, *flat):
+        inputs = Inputs.of(list(flat), levels)
+        out = Outputs(*_below_autograd(operators.forward, keyset, *inputs, *settings, foreground))
         ctx.operators, ctx.levels, ctx.settings = operators, levels, settings
         ctx.mark_non_differentiable(out.terms, out.maps, out.stats)
         ctx.set_materialize_grads(False)
@@ -100,7 +101,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         *flat, maps, stats = ctx.saved_tensors
-        inputs, at, need = Inputs.of(flat, ctx.levels), places(ctx.levels), ctx.needs_input_grad[4:]
+        inputs, at, need = Inputs.of(flat, ctx.levels), places(ctx.levels), ctx.needs_input_grad[5:]
         need_student, need_gc_block = any(need[at.student]), any(need[at.gc_block])
         upstream = torch.stack([stats.new_zeros(()) if g is None else g for g in grads[: len(Term)]])
         arguments = (upstream, *inputs, *ctx.settings, maps, stats, need_student, need_gc_block)
@@ -119,7 +120,7 @@ class _Loss(torch.autograd.Function):
             None,
             gc_block if need_gc_block else [None] * len(inputs.gc_block),
         )
-        return None, None, None, None, *found.flat()
+        return None, None, None, None, None, *found.flat()
 
 
 class _NoSecondDerivative(torch.autograd.Function):
@@ -162,13 +163,16 @@ def refuse_inference(teacher: Sequence[Tensor]) -> None:
 def forward_kernel(operators: Operators) -> Callable:
     """The forward operator's kernel for the dispatch key Autograd; it takes the keyset first."""
 
-    def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, *settings):
-        inputs = Inputs(student, teacher, boxes, offsets, sizes, gc_block)
+    def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, foreground=None):
+        inputs, settings = (
+            Inputs(student, teacher, boxes, offsets, sizes, gc_block),
+            Settings(weights, spatial, channel),
+        )
         flat = inputs.flat()
         if not _asks_for_grad(flat):
-            return _below_autograd(operators.forward, keyset, *inputs, *settings)
+            return _below_autograd(operators.forward, keyset, *inputs, *settings, foreground)
         refuse_inference(teacher)
-        return _Loss.apply(keyset, operators, len(student), Settings(*settings), *flat)
+        return _Loss.apply(keyset, operators, len(student), settings, foreground, *flat)
 
     return kernel
 

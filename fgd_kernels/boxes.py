@@ -62,7 +62,7 @@ def pack_boxes(
     device = _indexed(torch.device(device))
     if isinstance(boxes, Tensor) or not isinstance(boxes, Sequence):
         raise FGDTypeError(f"boxes: expected a list of tensors (n_i, 4), one an image, got {type(boxes).__name__}")
-    sizes = _pack_sizes(image_sizes, len(boxes), device, validate)
+    sizes = frame_sizes(image_sizes, len(boxes), device, validate)
     for index, box in enumerate(boxes):
         _check_box_tensor(box, index, device)
     corners = [_corners(box, index, sizes) for index, box in enumerate(boxes)]
@@ -147,6 +147,12 @@ def _indexed(device: torch.device) -> torch.device:
     return device
 
 
+def no_boxes(images: int, device: torch.device) -> PackedBoxes:
+    """A batch without any boxes."""
+    sizes = torch.ones(images, 2, device=device, dtype=torch.float32)
+    return PackedBoxes(sizes.new_zeros(0, 4), torch.zeros(images + 1, dtype=torch.int32, device=device), sizes)
+
+
 def check_packed(packed: PackedBoxes, images: int, device: torch.device) -> None:
     """Raise ValueError unless `packed` fits a batch of `images` images on `device`."""
     expected = {"values": (packed.values.shape[0], 4), "offsets": (images + 1,), "sizes": (images, 2)}
@@ -164,7 +170,10 @@ def _readable(values: Tensor) -> bool:
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _pack_sizes(image_sizes: Sequence[Sequence[float]] | Tensor, images: int, device: torch.device, validate: bool):
+def frame_sizes(
+    image_sizes: Sequence[Sequence[float]] | Tensor, images: int, device: torch.device, validate: bool = False
+) -> Tensor:
+    """Checked image sizes as (N, 2) float32 on `device`."""
     if isinstance(image_sizes, Tensor):
         if (
             image_sizes.is_complex()

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .boxes import PackedBoxes, check_packed, doubtful_frame, pack_boxes
+from .boxes import PackedBoxes, check_packed, doubtful_frame, no_boxes, pack_boxes
 from .errors import FGDTypeError, FGDValueError
+from .foreground import Foreground, foreground_maps
 from .reference import GC_BLOCK_SIZE, GcBlockPair
 from .shared import MAX_CHANNELS
 
@@ -24,9 +25,10 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def fgd_loss(
     student: Tensor | Sequence[Tensor],
     teacher: Tensor | Sequence[Tensor],
-    boxes: Sequence[Tensor] | PackedBoxes,
-    image_sizes: Sequence[Sequence[float]] | Tensor | None,
+    boxes: Sequence[Tensor] | PackedBoxes | None = None,
+    image_sizes: Sequence[Sequence[float]] | Tensor | None = None,
     *,
+    foreground: Foreground | None = None,
     gc_block: Sequence[Tensor] = (),
     alpha: float = 1e-3,
     beta: float = 5e-4,
@@ -50,6 +52,9 @@ def fgd_loss(
         boxes: one tensor (n_i, 4) an image, x1, y1, x2, y2 in pixels; or what `pack_boxes` made of them.
         image_sizes: one (height, width) an image, in the same pixels: the frame that the whole feature map covers,
             which is the padded batch size. None if the boxes are packed.
+        foreground: in place of boxes and image_sizes, the weight of every pixel of M·S (2), (3): one floating-point
+            tensor (N, H, W) a level, >= 0, where 0 is background; or what makes it of (H, W), such as
+            `foreground.rotated_boxes`, `.polygons` and `.instance_masks`. The maps take no gradient.
         gc_block: the GcBlock parameters of the student and the teacher, 16 tensors a level, in the order given in
             `reference.GcBlockPair`; FGDLoss holds them. Empty: no global term (the paper's table 4).
         alpha, beta, gamma, lambda_: weights of foreground, background, attention and global term; the default is
@@ -59,8 +64,8 @@ def fgd_loss(
         split: False distils the image as one area, weighted by beta, instead of fore- and background (table 1).
         level_weights: one factor a level, or 'inverse_area' for 1 / (H·W); None for 1.
         backend: 'auto', or one of `backends()`.
-        validate: check box values on a GPU too, which costs a synchronisation; refuse boxes that are fractions of
-            their image and image sizes whose shape contradicts the maps', such as (width, height).
+        validate: check values of boxes and foreground on a GPU too, which costs a synchronisation; refuse boxes that
+            are fractions of their image and image sizes whose shape contradicts the maps', such as (width, height).
         return_levels: also return the weighted terms of each level, detached (L, 4), for logs.
 
     Returns:
@@ -75,11 +80,18 @@ def fgd_loss(
     students, teachers = _as_levels(student, "student"), _as_levels(teacher, "teacher")
     _check_features(students, teachers)
     first = students[0]
-    packed = _pack(boxes, image_sizes, first, validate)
-    if validate and (doubt := doubtful_frame(packed.sizes, [s.shape[2:] for s in students])):
+    maps = None
+    if foreground is not None:
+        if boxes is not None or image_sizes is not None:
+            raise FGDTypeError("boxes, image_sizes: expected None, because foreground takes their place")
+        maps = foreground_maps(foreground, students, validate)
+        packed = no_boxes(first.shape[0], first.device)
+    else:
+        packed = _pack(boxes, image_sizes, first, validate)
+    if maps is None and validate and (doubt := doubtful_frame(packed.sizes, [s.shape[2:] for s in students])):
         raise FGDValueError(doubt)
     if not split:
-        packed = packed._replace(values=packed.values[:0], offsets=torch.zeros_like(packed.offsets))
+        maps, packed = None, packed._replace(values=packed.values[:0], offsets=torch.zeros_like(packed.offsets))
     _check_gc_block(gc_block, teachers)
     check_settings(
         alpha=alpha,
@@ -103,6 +115,7 @@ def fgd_loss(
         temperature if attention in ("both", "spatial") else math.inf,
         temperature if attention in ("both", "channel") else math.inf,
         backend,
+        maps,
     )
     losses = dict(zip(LOSS_NAMES, terms, strict=True))
     return (losses, levels) if return_levels else losses
@@ -191,6 +204,8 @@ def _check_level(features: Tensor, name: str, first: Tensor, student: Tensor) ->
 
 
 def _pack(boxes, image_sizes, first: Tensor, validate: bool) -> PackedBoxes:
+    if boxes is None:
+        raise FGDTypeError("boxes: expected a list of tensors (n_i, 4), one an image, or foreground in their place")
     if not isinstance(boxes, PackedBoxes):
         if image_sizes is None:
             raise FGDTypeError("image_sizes: expected one (height, width) an image, got None")

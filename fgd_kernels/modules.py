@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .backend import check_backend
 from .boxes import PackedBoxes, is_integer
 from .errors import FGDTypeError, FGDValueError
+from .foreground import Foreground
 from .functional import LOSS_NAMES, check_settings, fgd_loss, level_factors
 from .non_local import NonLocalBlock, non_local_terms
 
@@ -160,9 +161,10 @@ class FGDLoss(nn.Module):
         self,
         student_features: Sequence[Tensor],
         teacher_features: Sequence[Tensor],
-        boxes: Sequence[Tensor] | PackedBoxes,
+        boxes: Sequence[Tensor] | PackedBoxes | None = None,
         image_sizes: Sequence[Sequence[float]] | Tensor | None = None,
         *,
+        foreground: Foreground | None = None,
         validate: bool = False,
         return_levels: bool = False,
     ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Tensor]:
@@ -171,7 +173,7 @@ class FGDLoss(nn.Module):
         Args:
             student_features: one (N, C_s, H, W) a level.
             teacher_features: one (N, C_t, H, W) a level, without gradient.
-            boxes, image_sizes, validate, return_levels: see `fgd_loss`.
+            boxes, image_sizes, foreground, validate, return_levels: see `fgd_loss`.
         """
         if isinstance(student_features, Tensor | Mapping) or not isinstance(student_features, Sequence):
             got = type(student_features).__name__
@@ -190,6 +192,7 @@ class FGDLoss(nn.Module):
             teacher_features,
             boxes,
             image_sizes,
+            foreground=foreground,
             gc_block=[p for level in self.levels for p in level.gc_block()],
             alpha=self.alpha,
             beta=self.beta,

@@ -4,10 +4,11 @@ One schema serves every backend. The compiled library defines `fgd_kernels::forw
 CUDA) tensors; the Triton kernels are `::forward_triton` and `::backward_triton`. The reference is no kernel: it is
 called as the plain PyTorch that it is.
 
-    forward(student, teacher, boxes, gc_block, weights, temperatures)
+    forward(student, teacher, boxes, gc_block, weights, temperatures, foreground=None)
         -> fg, bg, attention, global_   0-dim: the weighted terms, summed over levels, averaged over images
            terms (L, 4)                 the same before the sum over levels; for logs, not differentiable
            maps, stats                  saved for backward: O(N·H·W) and O(N·C) numbers; see csrc/include/fgd/layout.h
+           foreground (Σ N·H·W,)        M·S of (2) and (3), level after level, where it does not come from boxes
     backward(upstream, student, teacher, gc_block, weights, temperatures, maps, stats)
         -> the student's gradients, the GcBlocks' gradients (each an empty list where not asked for)
 """
@@ -38,8 +39,8 @@ __all__ = [  # of backend.py and shared.py, under the names that they had here
 
 _FORWARD = (
     "(Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, Tensor image_sizes, "
-    "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "Tensor[] gc_block, float[] weights, float spatial_temperature, float channel_temperature, "
+    "Tensor? foreground=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _BACKWARD = (
     "(Tensor grads, Tensor[] student, Tensor[] teacher, Tensor box_values, Tensor box_offsets, Tensor image_sizes, "
@@ -57,11 +58,12 @@ def pyramid_loss(
     spatial_temperature: float,
     channel_temperature: float,
     backend: str = "auto",
+    foreground: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss on checked arguments (see `functional.fgd_loss`): fg, bg, attention, global, terms (L, 4)."""
     float64 = torch.float64 in (student[0].dtype, teacher[0].dtype)
-    chosen = choose_backend(backend, student[0].device.type, float64)
-    settings = list(weights), spatial_temperature, channel_temperature
+    chosen = choose_backend(backend, student[0].device.type, float64, foreground is not None)
+    settings = list(weights), spatial_temperature, channel_temperature, foreground
     if chosen == "reference":
         return _reference_loss(student, teacher, *boxes, gc_block, *settings)
     pairs = [common_layout(s, t) for s, t in zip(*_common_float64(student, teacher), strict=True)]
@@ -84,7 +86,7 @@ def _common_float64(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tup
 # --- the reference as a backend ---------------------------------------------------------------------------------
 
 
-def _reference_loss(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
+def _reference_loss(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, foreground=None):
     """Plain PyTorch: autograd, torch.func and torch.compile see what it does, and differentiate it as they can."""
     traced = torch.compiler.is_compiling()  # a graph's stand-ins cannot be asked
     if not traced and torch.is_grad_enabled() and any(t.requires_grad for t in (*student, *gc_block)):
@@ -92,7 +94,9 @@ def _reference_loss(student, teacher, boxes, offsets, sizes, gc_block, weights, 
     device = student[0].device.type
     # Meta tensors know no autocast; is_autocast_available would say so, but torch 2.10 does not trace it.
     with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
-        terms = reference.pyramid_terms(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel)
+        terms = reference.pyramid_terms(
+            student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, foreground
+        )
     sums = [total.clone() for total in terms.sum(0).unbind()]  # that share no memory: results may be changed in place
     return (*sums, terms.detach())
 
@@ -125,7 +129,7 @@ def _accumulator(student, teacher) -> torch.dtype:
     return torch.promote_types(torch.promote_types(student[0].dtype, teacher[0].dtype), torch.float32)
 
 
-def _fake_forward(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel):
+def _fake_forward(student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, foreground=None):
     like, dtype = student[0], _accumulator(student, teacher)
     images = like.shape[0]
     maps = sum(len(Map) * images * s.shape[2] * s.shape[3] for s in student)

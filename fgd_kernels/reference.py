@@ -178,12 +178,14 @@ def level_terms(
     gc_block: Sequence[Tensor],
     spatial_temperature: float,
     channel_temperature: float,
+    foreground: Tensor | None = None,
 ) -> Tensor:
     """The four terms of one level, unweighted and averaged over the images: (4,) = L_fg, L_bg, L_at, L_gl.
 
     float32, or float64 for float64 features. The paper's ablations: a temperature of inf switches that attention
     off (table 5); empty `gc_block` leaves the global term out (table 4); no boxes at all gives one common area
-    (table 1, 'no split'); the areas and losses themselves are switched by their weights.
+    (table 1, 'no split'); the areas and losses themselves are switched by their weights. `foreground` (N, H, W)
+    float32 is M·S of (2) and (3) where it does not come from boxes.
     """
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     student, teacher = student.to(dtype), teacher.to(dtype)
@@ -191,7 +193,8 @@ def level_terms(
         return torch.stack([x.flatten()[:0].sum() for x in (student, *gc_block)]).sum().to(dtype).expand(4)
     student_s, teacher_s = (spatial_attention(f, spatial_temperature) for f in (student, teacher))
     student_c, teacher_c = (channel_attention(f, channel_temperature) for f in (student, teacher))
-    foreground = foreground_mask(box_values, box_offsets, image_sizes, *student.shape[2:])
+    if foreground is None:
+        foreground = foreground_mask(box_values, box_offsets, image_sizes, *student.shape[2:])
     background = background_mask(foreground.to(dtype))
     terms = [
         feature_loss(student, teacher, foreground, teacher_s, teacher_c),
@@ -200,6 +203,13 @@ def level_terms(
         global_loss(student, teacher, gc_block),
     ]
     return torch.stack(terms).mean(dim=1)
+
+
+def split_levels(foreground: Tensor, student: Sequence[Tensor]) -> list[Tensor]:
+    """One (N, H, W) a level, from their numbers one after another."""
+    shapes = [(s.shape[0], *s.shape[2:]) for s in student]
+    parts = foreground.split([n * h * w for n, h, w in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def pyramid_terms(
@@ -212,13 +222,16 @@ def pyramid_terms(
     weights: Sequence[float],
     spatial_temperature: float,
     channel_temperature: float,
+    foreground: Tensor | None = None,
 ) -> Tensor:
     """(13) without the detector's own loss: weighted terms of every level, (L, 4); their sum is the loss.
 
     `gc_block` is the levels' tensors one after another (16·L of them, or none), `weights` the (L, 4) factors in
-    row order: α, β, γ, λ of level 0, of level 1, and so on.
+    row order: α, β, γ, λ of level 0, of level 1, and so on. `foreground` has the numbers of every level's M·S, level
+    after level, each (N, H, W); None takes them from the boxes.
     """
     size = GC_BLOCK_SIZE if gc_block else 0
+    maps = [None] * len(student) if foreground is None else split_levels(foreground, student)
     rows = [
         level_terms(
             s,
@@ -229,6 +242,7 @@ def pyramid_terms(
             gc_block[level * size : (level + 1) * size],
             spatial_temperature,
             channel_temperature,
+            maps[level],
         )
         for level, (s, t) in enumerate(zip(student, teacher, strict=True))
     ]

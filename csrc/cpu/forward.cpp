@@ -6,11 +6,16 @@
 
 namespace fgd::cpu {
 
-// fg (2), (3) on the pixels first .. first + count of a map, then zeros up to a multiple of 16.
+// fg (2), (3) on the pixels first .. first + count of a map, then zeros up to a multiple of 16: as given, or of boxes.
 template <class A>
 static void rasterise(const Pyramid& p, int level, int image, int first, int count, A* mask) {
   const int H = p.levels[level].height, W = p.levels[level].width, last = first + count - 1;
   std::fill(mask, mask + (count + 15) / 16 * 16, A{0});
+  if (p.foreground != nullptr) {
+    const float* from = p.foreground + p.foreground_offset(level, image) + first;
+    std::copy(from, from + count, mask);
+    return;
+  }
   for (int box = p.box_offsets[image]; box < p.box_offsets[image + 1]; ++box) {
     const float* size = p.image_sizes + 2 * image;
     const Rectangle r = box_rectangle(p.boxes + 4 * box, size[0], size[1], H, W);

@@ -95,8 +95,11 @@ static ForwardResult run_forward(const Pyramid& p, const Tensors& student) {
 }
 
 static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, Tensor offsets, Tensor sizes,
-                                Tensors gc, std::vector<double> weights, double spatial, double channel) {
-  const Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
+                                Tensors gc, std::vector<double> weights, double spatial, double channel,
+                                std::optional<Tensor> foreground) {
+  Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
+  check_foreground(foreground, student);
+  if (foreground) p.foreground = static_cast<const float*>(foreground->const_data_ptr());
   return p.student_type == kFloat64 ? run_forward<double>(p, student) : run_forward<float>(p, student);
 }
 

@@ -4,11 +4,13 @@
 
 namespace fgd::cpu {
 
-int64_t Pyramid::maps_offset(int level, int image) const {
+int64_t Pyramid::foreground_offset(int level, int image) const {
   int64_t pixels = 0;
   for (int l = 0; l < level; ++l) pixels += levels[l].pixels();
-  return kMaps * (pixels * images + int64_t{image} * levels[level].pixels());
+  return pixels * images + int64_t{image} * levels[level].pixels();
 }
+
+int64_t Pyramid::maps_offset(int level, int image) const { return kMaps * foreground_offset(level, image); }
 
 int64_t Pyramid::stats_offset(int level, int image) const {
   int64_t channels = 0;

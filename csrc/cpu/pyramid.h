@@ -33,8 +33,10 @@ struct Pyramid {
   std::vector<int> gc_hidden;         // [levels][kGcNets], or empty
   std::vector<double> weights;        // [levels][kTerms]
   double spatial_temperature, channel_temperature;
+  const float* foreground = nullptr;  // [levels][N][P] in place of boxes, or none
 
-  // Where image n of level l begins in the saved buffers.
+  // Where image n of level l begins in `foreground`, and in the saved buffers.
+  int64_t foreground_offset(int level, int image) const;
   int64_t maps_offset(int level, int image) const;
   int64_t stats_offset(int level, int image) const;
   // Numbers in them.

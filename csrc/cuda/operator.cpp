@@ -100,7 +100,9 @@ static void run(const Tensor& like, const CurrentDevice& device, const Make& mak
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, Tensor offsets, Tensor sizes,
-                                Tensors gc, std::vector<double> weights, double spatial, double channel) {
+                                Tensors gc, std::vector<double> weights, double spatial, double channel,
+                                std::optional<Tensor> foreground) {
+  STD_TORCH_CHECK(!foreground, "foreground: the CUDA kernels take boxes alone; backend 'reference' takes maps");
   const Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
   const CurrentDevice device(student[0]);
   auto empty = [&](std::vector<int64_t> shape) {

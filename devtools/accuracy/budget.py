@@ -141,7 +141,10 @@ def permute(
                 parameter.copy_(parameter.index_select(axis, orders[level].to(parameter.device)))
     if transposed:
         student, teacher = ([x.transpose(2, 3) for x in maps] for maps in (student, teacher))
-        boxes, sizes = [box[:, [1, 0, 3, 2]] for box in boxes], [(w, h) for h, w in sizes]
+        if sizes is None:
+            boxes = [weights.transpose(1, 2) for weights in boxes]
+        else:
+            boxes, sizes = [box[:, [1, 0, 3, 2]] for box in boxes], [(w, h) for h, w in sizes]
     student, teacher = ([x.contiguous(memory_format=layout) for x in maps] for maps in (student, teacher))
     return student, teacher, boxes, sizes, criterion
 

@@ -27,6 +27,7 @@ class Case:
     fixed_student: bool = False  # the student's features take none
     loss: dict = dataclasses.field(default_factory=dict)
     features: str = "normal"  # a key of FEATURES: how the student's maps are like the teacher's
+    maps: bool = False  # the foreground comes as random maps and not as boxes
     sliced: bool = False  # features are slices of larger tensors, parameters as usual
 
     @property
@@ -85,8 +86,19 @@ def in_larger(x: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
     return place
 
 
+def random_weights(features: torch.Tensor) -> torch.Tensor:
+    """Foreground (N, H, W) of weights that no boxes have; half the pixels are background, of the last image all."""
+    weights = torch.rand(len(features), *features.shape[2:], device=features.device)
+    weights = torch.where(weights < 0.5, 0.0, weights / weights[0].numel())
+    weights[-1] = 0
+    return weights
+
+
 def make_inputs(case: Case, device="cpu"):
-    """(student levels, teacher levels, boxes, image sizes, criterion): all leaves, GcBlocks away from their zeros."""
+    """(student levels, teacher levels, boxes, image sizes, criterion): all leaves, GcBlocks away from their zeros.
+
+    Where the foreground comes as maps they take the boxes' place, and there are no image sizes.
+    """
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
 
     def maps(dtype, channels=None):
@@ -106,6 +118,8 @@ def make_inputs(case: Case, device="cpu"):
         if name.endswith("1.weight"):
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
         parameter.requires_grad_(not case.frozen or "align" in name)
+    if case.maps:
+        return student, teacher, [random_weights(s) for s in student], None, criterion
     boxes = [box.to(device) for box in make_boxes(case.boxes)]
     return student, teacher, boxes, [(104, 136)] * case.images, criterion
 
@@ -124,7 +138,8 @@ def evaluate(inputs, backend: str, dtype: torch.dtype | None = None, fixed_stude
     leaves = [s.detach().clone(memory_format=torch.preserve_format) for s in student]
     for leaf in leaves:
         leaf.requires_grad_(not fixed_student)
-    losses = criterion(leaves, teacher, boxes, sizes)
+    ground_truth = {"foreground": boxes} if sizes is None else {"boxes": boxes, "image_sizes": sizes}
+    losses = criterion(leaves, teacher, **ground_truth)
     results = {name: value.detach().double().cpu() for name, value in losses.items()}
     total = sum(factor * value for factor, value in zip(FACTORS, losses.values(), strict=True))
     if total.requires_grad:

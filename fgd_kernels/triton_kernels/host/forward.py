@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...errors import FGDTypeError
 from ..finish import finish
 from ..forward_pass import forward_pass
 from ..gc_added import gc_added
@@ -43,8 +44,11 @@ def forward(
     weights: Sequence[float],
     spatial: float,
     channel: float,
+    foreground: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """fg, bg, attention, global, terms, maps, stats: seven launches, five without GcBlocks."""
+    if foreground is not None:
+        raise FGDTypeError("foreground: the Triton kernels take boxes alone, got maps; ask for backend='reference'")
     p = Pyramid.of(student, teacher, bool(gc_block))
     maps = sizes.new_empty(4 * p.images * sum(p.pixels))
     stats = sizes.new_empty(6 * p.images * sum(p.channels))
