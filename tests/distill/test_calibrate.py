@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import yaml
 from torch import nn
 
 import fgd_kernels as fgd
-from fgd_distill.calibration.measure import Attention, Measurement, measure, temperature_for
+from fgd_distill.calibration.measure import SHARE, Attention, Measurement, measure, temperature_for
 from fgd_distill.calibration.propose import Bounds, propose
 from fgd_distill.calibration.report import report, warnings_of
 from fgd_distill.commands import main as cli
@@ -106,17 +107,19 @@ def test_weights_of_the_configuration_are_shown_and_switches_kept(digits, tmp_pa
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["model"]["fgd"]["level_weights"] == "inverse_area"
 
 
-def measurement(terms, areas=(256, 64), detector=2.0, activation=(6.4, 3.0)):
+def measurement(terms, areas=(256, 64), detector=2.0, pixels=0.4, recall=0.7):
     """Of a pair whose levels measure these terms at weights of 1, at every temperature asked for."""
     terms = torch.tensor(terms, dtype=torch.float64)
-    temperatures = (0.5, temperature_for(activation))
-    attention = [Attention(0.02, 100.0, area) for area in areas]
+    temperatures = (0.5, 7.7)
+    attention = [Attention(0.02, pixels * area, area) for area in areas]
     return Measurement(
         4,
         {"own": detector},
-        list(activation),
+        [6.4, 3.0],
         dict.fromkeys(temperatures, terms),
         dict.fromkeys(temperatures, attention),
+        7.7,
+        recall,
     )
 
 
@@ -168,20 +171,48 @@ def test_temperature_follows_the_teachers_scale(pair, batch):
     criterion = build_criterion(student, teacher, "backbone.fpn", "backbone.fpn", FGDConfig())
     distiller = DetectionDistiller(student, teacher, criterion)
     first = measure(distiller, [batch], [0.5])
-    assert temperature_for(first.activation) == pytest.approx(1.2 * max(first.activation), rel=0.05)
+    assert min(level.share for level in first.attention[first.temperature]) == pytest.approx(SHARE, abs=0.03)
     with torch.no_grad():
         for block in teacher.backbone.fpn.layer_blocks:
             block[0].weight.mul_(100)
             block[0].bias.mul_(100)
     second = measure(distiller, [batch], [0.5])
     assert second.activation == pytest.approx([100 * value for value in first.activation], rel=1e-4)
-    proposed = [temperature_for(m.activation) for m in (first, second)]
+    proposed = [m.temperature for m in (first, second)]
     assert proposed[1] / proposed[0] == pytest.approx(100, rel=0.06)
     # The teacher's attention depends on features over T alone: at the proposed T it spreads as before, at 0.5 it can't.
     spread = [m.attention[t][0] for m, t in zip((first, second), proposed, strict=True)]
     assert spread[1].pixels == pytest.approx(spread[0].pixels, rel=0.02)
     assert second.attention[0.5][0].pixels < 0.5 * spread[1].pixels
     assert 0 < spread[0].peak <= 1 <= spread[0].pixels <= spread[0].area == 256
+
+
+def test_the_temperature_is_that_of_a_share_of_the_pixels():
+    torch.manual_seed(0)
+    maps = [[3 + spread * torch.randn(2, side, side) for _ in range(2)] for spread, side in ((2.0, 100), (0.5, 50))]
+    temperature = temperature_for(maps)
+    # exp(2 x / T) of a normal x: the share of the pixels is E[w]^2 / E[w^2] = exp(-4 / T^2).
+    assert temperature == pytest.approx(2 / math.log(1 / SHARE) ** 0.5, rel=0.05)
+    assert temperature_for([[100 * batch for batch in level] for level in maps]) == pytest.approx(100 * temperature)
+    with pytest.raises(ValueError, match="teacher: expected features above 0 and finite, got a largest mean .* 0"):
+        temperature_for([[torch.zeros(1, 2, 2)]])
+
+
+def test_warnings_of_flat_attention_and_of_an_untrained_teacher(calibrated, digits, teacher_file, tmp_path, capsys):
+    good = {"proposed": propose(measurement([[1e2, 1e2, 1e2, 1e2], [1e2] * 4]), FGDConfig(), Bounds())}
+    terms = [[1e2] * 4] * 2
+    assert warnings_of(measurement(terms), good) == []
+    (warning,) = warnings_of(measurement(terms, pixels=0.96), good)
+    assert "T = 7.7 (proposed): attention is as on 245.8 of 256 pixels" in warning and "lower T" in warning
+    (warning,) = warnings_of(measurement(terms, recall=0.1), good)
+    assert "the teacher finds 10% of the objects" in warning
+    _, printed = calibrated
+    assert int(re.search(r"the teacher finds (\d+)% of the objects", printed)[1]) > 60
+    assert "looks untrained" not in printed and "weights nothing" not in printed
+    untrained = (f"--model.teacher.weights={teacher_file}", f"--output={tmp_path / 'c.yaml'}", "--batches=1")
+    calibrate(arguments(digits, *untrained, "--temperature=430"))
+    printed = capsys.readouterr().out
+    assert "it looks untrained" in printed and re.search(r"T = 430 \(proposed\).*weights nothing", printed)
 
 
 def test_presets_by_family():

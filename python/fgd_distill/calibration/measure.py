@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from fgd_kernels import FGDLoss
-from fgd_kernels.reference import spatial_attention
+from fgd_kernels.reference import spatial_activation
 
 from ..criterion import FGDConfig, resolved
 from ..data.datamodule import Batch
 from ..distiller import DetectionDistiller
 from ..errors import FGDTypeError, FGDValueError
 
-# Of the largest level's mean |F|. The paper's 0.5 serves necks whose mean it does not tell; 1.2 comes from the digits
-# teacher, where the table-7 ablation shows how flat the choice is (bench/results/digits_ablations.md).
-TEMPERATURE_FACTOR = 1.2
+# Of a map's pixels, on the level where attention is most concentrated. From the digits pair, where shares of 0.37, 0.75
+# and 0.95 gave 8.5, 10.3 and 10.0 AP (docs/guides/weights.md).
+SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Attention:
     pixels: float
     area: int
 
+    @property
+    def share(self) -> float:
+        """``pixels`` of the map's, 0..1: 1 where all are alike."""
+        return self.pixels / self.area
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -50,6 +56,9 @@ class Measurement:
         activation: mean |F| of the teacher, one number a level.
         terms: by temperature, (L, 4): each level's terms at weights of 1.
         attention: by temperature, one entry a level.
+        temperature: the proposed one.
+        recall: of the images' objects, the share that the teacher finds: with as many detections an image as it has
+            objects, of any class, and an IoU of 0.5. None without objects.
     """
 
     images: int
@@ -57,6 +66,8 @@ class Measurement:
     activation: list[float]
     terms: dict[float, Tensor]
     attention: dict[float, list[Attention]]
+    temperature: float
+    recall: float | None = None
 
     @property
     def detector_loss(self) -> float:
@@ -82,7 +93,7 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
     Args:
         distiller: student, teacher and an ``FGDLoss``, whose attention, split and level weights count.
         batches: as the data module's loader gives them, on the distiller's device.
-        temperatures: to measure, besides the one that ``temperature_for`` proposes.
+        temperatures: to measure, besides the one that is proposed.
 
     Raises:
         ValueError: no batch, or a loss of the student that is not finite and positive.
@@ -90,11 +101,11 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
     if not batches:
         raise FGDValueError("batches: expected at least one, got none")
     distiller.train()
-    activation = _mean_activation(distiller, batches)
-    wanted = dict.fromkeys([*temperatures, temperature_for(activation)])
+    maps = _activations(distiller, batches)
+    proposed = temperature_for(maps)
+    wanted = dict.fromkeys([*temperatures, proposed])
     detector: defaultdict[str, list[float]] = defaultdict(list)
     terms: dict[float, list[Tensor]] = {temperature: [] for temperature in wanted}
-    attention: dict[float, list[list[Attention]]] = {temperature: [] for temperature in wanted}
     for images, targets in batches:
         features = distiller.features(images, targets)
         for name, loss in features.step.losses.items():
@@ -103,27 +114,53 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
         for temperature in wanted:
             criterion = _unweighted(distiller.criterion, temperature)
             terms[temperature].append(criterion(*inputs, return_levels=True)[1].double().cpu())
-            attention[temperature].append([_spread(level, temperature) for level in features.teacher])
     means = {name: fmean(values) for name, values in detector.items()}
     if not 0 < sum(means.values()) < float("inf"):
         raise FGDValueError(f"student: expected a loss above 0 and finite on the training images, got {means}")
     return Measurement(
         images=sum(len(images) for images, _ in batches),
         detector=means,
-        activation=activation,
+        activation=[fmean(float(batch.mean()) for batch in level) for level in maps],
         terms={temperature: torch.stack(parts).mean(dim=0) for temperature, parts in terms.items()},
-        attention={temperature: _mean_attention(parts) for temperature, parts in attention.items()},
+        attention={temperature: [_spread(level, temperature) for level in maps] for temperature in wanted},
+        temperature=proposed,
+        recall=_recall(distiller, batches),
     )
 
 
-def temperature_for(activation: Sequence[float]) -> float:
-    """The proposed T, to two digits: 1.2 times the largest level's mean |F| of the teacher."""
-    return float(f"{TEMPERATURE_FACTOR * max(activation):.2g}")
+def temperature_for(maps: Sequence[Sequence[Tensor]]) -> float:
+    """The proposed T, to two digits: attention is as on ``SHARE`` of the pixels on the level where it is on the fewest.
+
+    Args:
+        maps: by level and batch, (N, H, W): mean |F| of the teacher.
+    """
+    scale = max(float(batch.max()) for level in maps for batch in level)
+    low, high = 1e-6 * scale, 1e3 * scale
+    if not 0 < scale < float("inf"):
+        raise FGDValueError(f"teacher: expected features above 0 and finite, got a largest mean |F| of {scale}")
+    for _ in range(60):  # by halves on a logarithmic scale; a higher T spreads attention
+        middle = (low * high) ** 0.5
+        concentrated = min(_spread(level, middle).share for level in maps) < SHARE
+        low, high = (middle, high) if concentrated else (low, middle)
+    return float(f"{high:.2g}")
 
 
-def _mean_activation(distiller: DetectionDistiller, batches: Sequence[Batch]) -> list[float]:
-    rows = [[float(f.float().abs().mean()) for f in distiller.features(*batch).teacher] for batch in batches]
-    return [fmean(level) for level in zip(*rows, strict=True)]
+def _activations(distiller: DetectionDistiller, batches: Sequence[Batch]) -> list[list[Tensor]]:
+    rows = [[spatial_activation(f.float()).cpu() for f in distiller.features(*batch).teacher] for batch in batches]
+    return [list(level) for level in zip(*rows, strict=True)]
+
+
+def _recall(distiller: DetectionDistiller, batches: Sequence[Batch]) -> float | None:
+    found = objects = 0
+    teacher = distiller.teacher.eval()
+    for images, targets in batches:
+        for detected, target in zip(distiller.adapter.predict(teacher, images), targets, strict=True):
+            boxes = target["boxes"]
+            strongest = detected["boxes"][detected["scores"].argsort(descending=True)[: len(boxes)]]
+            if len(boxes) and len(strongest):
+                found += int((box_iou(boxes.float(), strongest.float()).amax(dim=1) >= 0.5).sum())
+            objects += len(boxes)
+    return found / objects if objects else None
 
 
 def _unweighted(criterion: Any, temperature: float) -> FGDLoss:
@@ -136,15 +173,9 @@ def _unweighted(criterion: Any, temperature: float) -> FGDLoss:
     return criterion
 
 
-def _spread(teacher: Tensor, temperature: float) -> Attention:
-    area = teacher.shape[2] * teacher.shape[3]
-    share = spatial_attention(teacher.float(), temperature).flatten(1) / area
-    pixels = 1 / share.square().sum(dim=1)
-    return Attention(float(share.amax(dim=1).mean()), float(pixels.mean()), area)
-
-
-def _mean_attention(batches: Sequence[Sequence[Attention]]) -> list[Attention]:
-    return [
-        Attention(fmean(a.peak for a in level), fmean(a.pixels for a in level), round(fmean(a.area for a in level)))
-        for level in zip(*batches, strict=True)
-    ]
+def _spread(level: Sequence[Tensor], temperature: float) -> Attention:
+    """A mean over the images of all batches; ``level`` has one (N, H, W) a batch."""
+    shares = [(batch.flatten(1) / temperature).softmax(dim=1) for batch in level]
+    peak = torch.cat([share.amax(dim=1) for share in shares])
+    pixels = torch.cat([1 / share.square().sum(dim=1) for share in shares])
+    return Attention(float(peak.mean()), float(pixels.mean()), round(fmean(share.shape[1] for share in shares)))

@@ -9,7 +9,7 @@ from fgd_kernels import PRESETS
 
 from ..criterion import TERMS, WEIGHTS, FGDConfig
 from ..errors import FGDValueError
-from .measure import Measurement, temperature_for
+from .measure import Measurement
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def propose(
     Raises:
         ValueError: no term of the loss is above 0 and finite.
     """
-    temperature = temperature_for(measurement.activation) if temperature is None else temperature
+    temperature = measurement.temperature if temperature is None else temperature
     unit = (measurement.terms[temperature].sum(dim=0) / measurement.detector_loss).tolist()
     ratios = [PRESETS[config.preset][name] for name in WEIGHTS]
     off = [getattr(config, name) == 0 or (name == "lambda_" and config.relation == "none") for name in WEIGHTS]

@@ -14,6 +14,8 @@ from ..text_table import aligned
 from .measure import Measurement
 
 ONE_PIXEL, ONE_LEVEL = 0.5, 0.7  # from here on one pixel takes most of the attention, one level most of a term
+FLAT = 0.95  # of a map's pixels: attention on more is none
+UNTRAINED = 0.2  # of the objects: a teacher that finds fewer has learnt little, or something else
 
 
 def report(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[str]:
@@ -28,6 +30,7 @@ def report(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[s
         f"{measurement.images} images; the detector's own loss is {measurement.detector_loss:.3g} ({own})",
         "",
         *_attention_lines(measurement),
+        *_teacher_lines(measurement),
         "",
         "Terms as multiples of the detector's own loss, level by level:",
         "",
@@ -58,7 +61,14 @@ def _attention_lines(measurement: Measurement) -> list[str]:
     for temperature, spread in sorted(measurement.attention.items()):
         table.append([f"T {temperature:g}: strongest pixel takes", *(f"{level.peak:.0%}" for level in spread)])
         table.append(["  attention is as on pixels", *(f"{level.pixels:.1f}" for level in spread)])
+        table.append(["  of the map", *(f"{level.share:.0%}" for level in spread)])
     return aligned(table)
+
+
+def _teacher_lines(measurement: Measurement) -> list[str]:
+    if measurement.recall is None:
+        return []
+    return ["", f"the teacher finds {measurement.recall:.0%} of the objects (IoU of 0.5, any class)"]
 
 
 def _share_lines(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[str]:
@@ -78,12 +88,18 @@ def _number(value: float) -> str:
 
 
 def warnings_of(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[str]:
-    """What a user should know: attention on single pixels, terms that could not be measured, one level with nearly all.
+    """What a user should know: a teacher that finds nothing, attention on single pixels or on all alike, terms that
+    could not be measured, one level with nearly all.
 
     Args:
         measurement, candidates: as for ``report``.
     """
     found = []
+    if measurement.recall is not None and measurement.recall < UNTRAINED:
+        found.append(
+            f"the teacher finds {measurement.recall:.0%} of the objects of these images: it looks untrained, or as if "
+            "trained for other images; are its weights the right ones? (fgd-distill validate)"
+        )
     for temperature in sorted({resolved(config)[0] for config in candidates.values()}):
         names = ", ".join(name for name, config in candidates.items() if resolved(config)[0] == temperature)
         level, worst = max(enumerate(measurement.attention[temperature]), key=lambda item: item[1].peak)
@@ -91,6 +107,13 @@ def warnings_of(measurement: Measurement, candidates: dict[str, FGDConfig]) -> l
             found.append(
                 f"T = {temperature:g} ({names}): one pixel of {worst.area} takes {worst.peak:.0%} of the teacher's "
                 f"attention on level {level}; take a higher T"
+            )
+        spread = measurement.attention[temperature]
+        flattest = min(spread, key=lambda level: level.share)
+        if flattest.share > FLAT and flattest.area > 1:
+            found.append(
+                f"T = {temperature:g} ({names}): attention is as on {flattest.pixels:.1f} of {flattest.area} pixels or "
+                "flatter on every level, and weights nothing; take a lower T"
             )
     proposed = candidates[list(candidates)[-1]]
     shares = measurement.shares(proposed)
