@@ -116,7 +116,7 @@ def _tool_page(command: str, summary: str, documented: Docstring, arguments: lis
     rows, usage = [], []
     for argument in arguments:
         name = argument.name.upper() if argument.is_positional else f"--{argument.name}"
-        usage += [name] * argument.is_positional
+        usage += [f"{name} ..." if argument.annotation.startswith("list") else name] * argument.is_positional
         rows.append(_row(name, " ".join([told.get(argument.name, ""), *argument.notes])))
     usage += ["[--<option> VALUE ...]"] * (len(rows) > len(usage))
     detectors = [f"--{argument.name}" for argument in arguments if argument.is_detector]

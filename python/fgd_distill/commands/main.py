@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import json
 import signal
 import sys
 import textwrap
@@ -25,11 +27,13 @@ class Command:
         function: that it runs, as ``module:function``; the module's name is relative to this package.
         parses: whether the function takes the list of options. Otherwise they are its own arguments, and its docstring
             is their help.
+        many: its last argument without a default is a list, which takes all words before the first option.
     """
 
     summary: str
     function: str
     parses: bool = False
+    many: bool = False
 
 
 COMMANDS = {
@@ -53,6 +57,9 @@ COMMANDS = {
     ),
     "plot-training": Command("draws the curves of each loss term", "pictures.curves:plot_training"),
     "plot-ap": Command("draws AP by object size", "pictures.bars:plot_ap"),
+    "errors": Command(
+        "tells which kinds of errors cost a detector its precision", "commands.error_analysis:errors", many=True
+    ),
 }
 USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --help lists them)
        fgd-distill --version
@@ -126,7 +133,15 @@ def run_command(name: str, options: Sequence[str]) -> None:
     else:
         from jsonargparse import auto_cli
 
+        options = _gathered(options) if COMMANDS[name].many else options
         auto_cli(function, args=list(options), prog=f"fgd-distill {name}", allow_abbrev=False)
+
+
+def _gathered(options: Sequence[str]) -> list[str]:
+    """The words after the first and before the first option as one list, as the parser reads it."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("--"), options))
+    given = words[1:] if len(words) != 2 or not words[1].startswith(("[", "{")) else []
+    return [*words[:1], json.dumps(given), *options[len(words) :]] if given else list(options)
 
 
 if __name__ == "__main__":
