@@ -89,9 +89,9 @@ class _Loss(torch.autograd.Function):
     """One backend's forward and backward."""
 
     @staticmethod
-    def forward(ctx, keyset, operators, levels, settings, foreground, *flat):
+    def forward(ctx, keyset, operators, levels, settings, maps, *flat):
         inputs = Inputs.of(list(flat), levels)
-        out = Outputs(*_below_autograd(operators.forward, keyset, *inputs, *settings, foreground))
+        out = Outputs(*_below_autograd(operators.forward, keyset, *inputs, *settings, *maps))
         ctx.operators, ctx.levels, ctx.settings = operators, levels, settings
         ctx.mark_non_differentiable(out.terms, out.maps, out.stats)
         ctx.set_materialize_grads(False)
@@ -163,16 +163,16 @@ def refuse_inference(teacher: Sequence[Tensor]) -> None:
 def forward_kernel(operators: Operators) -> Callable:
     """The forward operator's kernel for the dispatch key Autograd; it takes the keyset first."""
 
-    def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, foreground=None):
+    def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, *maps):
         inputs, settings = (
             Inputs(student, teacher, boxes, offsets, sizes, gc_block),
             Settings(weights, spatial, channel),
         )
         flat = inputs.flat()
         if not _asks_for_grad(flat):
-            return _below_autograd(operators.forward, keyset, *inputs, *settings, foreground)
+            return _below_autograd(operators.forward, keyset, *inputs, *settings, *maps)
         refuse_inference(teacher)
-        return _Loss.apply(keyset, operators, len(student), settings, foreground, *flat)
+        return _Loss.apply(keyset, operators, len(student), settings, maps, *flat)
 
     return kernel
 

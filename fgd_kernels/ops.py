@@ -63,7 +63,8 @@ def pyramid_loss(
     """The loss on checked arguments (see `functional.fgd_loss`): fg, bg, attention, global, terms (L, 4)."""
     float64 = torch.float64 in (student[0].dtype, teacher[0].dtype)
     chosen = choose_backend(backend, student[0].device.type, float64, foreground is not None)
-    settings = list(weights), spatial_temperature, channel_temperature, foreground
+    settings = [list(weights), spatial_temperature, channel_temperature]
+    settings += [] if foreground is None else [foreground]
     if chosen == "reference":
         return _reference_loss(student, teacher, *boxes, gc_block, *settings)
     pairs = [common_layout(s, t) for s, t in zip(*_common_float64(student, teacher), strict=True)]
