@@ -15,6 +15,7 @@ from fgd_distill import pictures
 from fgd_distill.commands import main as cli
 from fgd_distill.detectors.by_name import DetectorConfig
 from fgd_distill.digits.detectors import digits_student, digits_teacher
+from fgd_distill.pictures import attention
 from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import read_metrics, smooth
 from fgd_distill.pictures.images import coco_image
@@ -81,6 +82,24 @@ def test_attention_of_a_coco_image(digits, weights, tmp_path):
     cli.main(attention_args(weights, output, distilled, *folder, "--levels=[1]", "--temperature=8"))
     assert pixels_of(output).shape[0] < 0.45 * height
     assert [path.name for path in output.parent.iterdir()] == ["attention.png"]
+
+
+def test_flat_attention_looks_flat(pair):
+    """At a T that is far too large all models' colours are one; spanning the teacher's values they would look vivid."""
+    image, boxes = torch.rand(3, 96, 128), torch.tensor([[45.0, 30.0, 60.0, 40.0]])
+    spread = {}
+    for temperature in (0.001, 1e3):
+        view = pictures.view_attention(pair[1], {"ours": pair[0]}, image, boxes, temperature=temperature)
+        for scale in ("fixed", "teacher"):
+            figure = attention.draw_attention(view, [0], temperature, scale)
+            teacher = figure.axes[1]
+            shown = teacher.get_images()[1]
+            spread[temperature, scale] = shown.norm(shown.get_array()).std()
+            pixels = attention.effective(view.spatial["teacher"][0])
+            assert f"as on {pixels:.0f} of 192 pixels" in teacher.get_title()
+    assert spread[1e3, "fixed"] < 0.01 < 0.1 < spread[1e3, "teacher"]
+    assert spread[0.001, "fixed"] > 0.1 and pixels > 191.9
+    assert attention.effective(torch.tensor([0.0, 2.0, 2.0, 0.0])) == pytest.approx(2)
 
 
 def test_attention_of_an_image_file(weights, tmp_path):
@@ -184,6 +203,7 @@ def test_students_are_measured_against_the_teacher(pair):
     student, teacher = pair
     view = pictures.view_attention(teacher, {"student": student, "copy": teacher}, torch.rand(3, 128, 128))
     titles = [axes.get_title() for axes in pictures.draw_attention(view, [0]).axes]
+    titles = [title.splitlines()[0] for title in titles if title]
     assert "copy, off by 0.00" in titles
     off = float((view.spatial["student"][0] - view.spatial["teacher"][0]).abs().mean())
     assert off > 0 and f"student, off by {off:.2f}" in titles

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -19,23 +20,30 @@ from .images import coco_image, image_file
 from .style import HEAT, check_png, save
 from .view import TEACHER, AttentionView, view_attention
 
+Scale = Literal["fixed", "teacher"]
 WIDTH = 2.0  # inches of a panel
-TITLE = 0.3  # inches above it
+TITLE = 0.42  # inches above it
+BRIGHTEST = 4.0  # times the mean: what the fixed scale's last colour stands for
 
 
 def draw_attention(
-    view: AttentionView, levels: Sequence[int] | None = None, temperature: float | None = None
+    view: AttentionView,
+    levels: Sequence[int] | None = None,
+    temperature: float | None = None,
+    scale: Scale = "fixed",
 ) -> Figure:
     """Two rows a level: the foreground mask and each model's spatial attention over the image; below, its channel
     attention as a grid with one square a channel.
 
-    A level's colours span the teacher's values, for all models alike. A student's title tells the mean difference
-    of its attention from the teacher's.
+    A title tells how concentrated the attention is: on how many pixels of equal share it would be as concentrated; a
+    student's also the mean difference from the teacher's attention.
 
     Args:
         view: what ``view_attention`` found.
         levels: which feature maps, counted from 0; None for all.
         temperature: T, for the title.
+        scale: of the colours, the same for all models. ``fixed``: from 0 to 4 times the mean, so that pictures compare
+            and flat attention looks flat; ``teacher``: from the level's smallest to its largest value of the teacher.
 
     Raises:
         ValueError: a level that does not exist.
@@ -50,35 +58,35 @@ def draw_attention(
     figure = Figure(figsize=(columns * (WIDTH + 0.08), sum(heights) + 0.3), layout="constrained")
     grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for row, level in enumerate(levels):
-        _draw_spatial(grid[2 * row], grid[2 * row + 1, 0], view, level)
-        _draw_channels(list(grid[2 * row + 1, 1:]), grid[2 * row + 1, 0], view, level)
+        _draw_spatial(grid[2 * row], grid[2 * row + 1, 0], view, level, scale)
+        _draw_channels(list(grid[2 * row + 1, 1:]), grid[2 * row + 1, 0], view, level, scale)
     if temperature is not None:
         figure.suptitle(f"attention at T = {temperature:g}", fontsize=11)
     return figure
 
 
-def _draw_spatial(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int) -> None:
+def _draw_spatial(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int, scale: Scale) -> None:
     _over_picture(row[0], view, view.foreground[level].where(view.foreground[level] > 0, torch.nan), None)
     height, width = view.foreground[level].shape
     row[0].set_title(f"level {level}, {height}×{width}: foreground", fontsize=9)
-    span = _span(view.spatial[TEACHER][level])
+    span = _span(view.spatial[TEACHER][level], scale)
     for axes, (name, maps) in zip(row[1:], view.spatial.items(), strict=True):
         shown = _over_picture(axes, view, maps[level], span)
-        axes.set_title(_title(name, maps[level], view.spatial[TEACHER][level]), fontsize=9)
-    _colour_bar(legend, shown, 0.62, "spatial attention $A^S$")
+        axes.set_title(_title(name, "pixels", maps[level], view.spatial[TEACHER][level]), fontsize=9)
+    _colour_bar(legend, shown, 0.62, "spatial attention $A^S$", scale)
 
 
-def _draw_channels(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int) -> None:
-    span = _span(view.channel[TEACHER][level])
+def _draw_channels(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int, scale: Scale) -> None:
+    span = _span(view.channel[TEACHER][level], scale)
     for axes, vectors in zip(row, view.channel.values(), strict=True):
         vector = vectors[level]
         side = math.ceil(math.sqrt(len(vector)))
         square = torch.full((side * side,), torch.nan)
         square[: len(vector)] = vector
         shown = axes.imshow(square.view(side, side).numpy(), cmap=HEAT, vmin=span[0], vmax=span[1])
-        axes.set_title(_title(f"{len(vector)} channels", vector, view.channel[TEACHER][level]), fontsize=9)
+        axes.set_title(_title("", "channels", vector, view.channel[TEACHER][level]), fontsize=9)
         axes.set_axis_off()
-    _colour_bar(legend, shown, 0.22, "channel attention $A^C$")
+    _colour_bar(legend, shown, 0.22, "channel attention $A^C$", scale)
 
 
 def _over_picture(axes: Axes, view: AttentionView, values: Tensor, span: tuple[float, float] | None) -> AxesImage:
@@ -96,23 +104,34 @@ def _over_picture(axes: Axes, view: AttentionView, values: Tensor, span: tuple[f
     return shown
 
 
-def _span(values: Tensor) -> tuple[float, float]:
+def _span(values: Tensor, scale: Scale) -> tuple[float, float]:
+    if scale == "fixed":
+        return 0.0, BRIGHTEST
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _title(name: str, values: Tensor, teacher: Tensor) -> str:
-    """The name, and how far the attention is from the teacher's: mean |A - A_T|, where the two can be compared."""
+def effective(attention: Tensor) -> float:
+    """How many entries of equal share would be as concentrated as ``attention``: 1 / sum of squared shares."""
+    share = attention.double().flatten() / attention.double().sum()
+    return float(1 / share.square().sum())
+
+
+def _title(name: str, kind: str, values: Tensor, teacher: Tensor) -> str:
+    """The name, how concentrated the attention is, and mean |A - A_T|, where the two can be compared."""
+    spread = f"as on {effective(values):.0f} of {values.numel()} {kind}"
     if values is teacher or values.shape != teacher.shape:
-        return name
-    return f"{name}, off by {float((values - teacher).abs().mean()):.2f}"
+        return f"{name}\n{spread}" if name else spread
+    off = f"off by {float((values - teacher).abs().mean()):.2f}"
+    return f"{name}, {off}\n{spread}" if name else f"{spread}\n{off}"
 
 
-def _colour_bar(legend: Axes, shown: AxesImage, bottom: float, label: str) -> None:
+def _colour_bar(legend: Axes, shown: AxesImage, bottom: float, label: str, scale: Scale) -> None:
     """A colour bar inside the empty panel ``legend``."""
     legend.set_axis_off()
     inset = legend.inset_axes((0.06, bottom, 0.88, 0.07))
-    bar: Colorbar = legend.figure.colorbar(shown, cax=inset, orientation="horizontal")
+    extend = "max" if scale == "fixed" else "neither"
+    bar: Colorbar = legend.figure.colorbar(shown, cax=inset, orientation="horizontal", extend=extend)
     bar.ax.tick_params(labelsize=8)
     bar.set_label(label, fontsize=9)
 
@@ -129,6 +148,7 @@ def show_attention(
     student_layers: str | list[str] | None = None,
     levels: list[int] | None = None,
     temperature: float = 0.5,
+    scale: Scale = "fixed",
     output: str = "attention.png",
     adapter: str | None = None,
 ) -> None:
@@ -149,6 +169,8 @@ def show_attention(
         student_layers: modules of the student whose feature maps are shown; the neck's by default.
         levels: which of the feature maps, counted from 0; all by default.
         temperature: T of the attentions; give the one that the loss uses.
+        scale: of the colours; fixed goes from 0 to 4 times the mean, so that flat attention looks flat; teacher spans
+            the teacher's values, so that small differences show.
         output: the PNG file to write.
         adapter: of detectors of your own family, module:Class; by the student's class if none is given.
 
@@ -177,7 +199,7 @@ def show_attention(
         temperature=temperature,
         adapter=adapter,
     )
-    save(draw_attention(view, levels, temperature), output)
+    save(draw_attention(view, levels, temperature, scale), output)
 
 
 def _name(name: str, config: DetectorConfig) -> str:
