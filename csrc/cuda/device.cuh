@@ -25,10 +25,14 @@ FGD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 FGD_DEVICE double larger(double a, double b) { return fmax(a, b); }
 FGD_DEVICE int larger(int a, int b) { return max(a, b); }
 
+// exp(x) for x <= 0 with more digits than a float near 1 has room for, where attentions of high temperatures differ.
+FGD_DEVICE double exact_exponential(float x) { return x > -0.5f ? 1. + expm1f(x) : expf(x); }
+FGD_DEVICE double exact_exponential(double x) { return exp(x); }
+
 // exp(from - to) for maxima that may both be -inf, which then are equal.
 template <class A>
-FGD_DEVICE A rescale(A from, A to) {
-  return from == to ? A{1} : exponential(from - to);
+FGD_DEVICE double rescale(A from, A to) {
+  return from == to ? 1. : exact_exponential(from - to);
 }
 
 template <class A>

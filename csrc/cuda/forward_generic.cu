@@ -19,8 +19,8 @@ struct ForwardTile {
 
   FGD_DEVICE void add(int c, int pixel, A (&sum)[kSums]) const {
     const A s = student(c, first + pixel), t = teacher(c, first + pixel);
-    accumulate(s, t, step.weight[kWeightFg][pixel], step.weight[kWeightBg][pixel], step.weight[kWeightContextS][pixel],
-               step.weight[kWeightContextT][pixel], sum);
+    accumulate(false, s, t, step.weight[kWeightFg][pixel], step.weight[kWeightBg][pixel],
+               step.weight[kWeightContextS][pixel], step.weight[kWeightContextT][pixel], sum);
     sum[kSumAbsS] += absolute(s);
     sum[kSumAbsT] += absolute(t);
   }

@@ -33,19 +33,21 @@ FGD_DEVICE void add_pixel_sums(const Tile<T>& tile, const Keys& keys, float (&su
                                float (&channel_sum)[kRows][kSums]) {
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    float s[kPacket<T>], t[kPacket<T>];
+    float s[kPacket<T>], t[kPacket<T>], part_s = 0, part_t = 0;
     unpack(tile.student[i], s, T{});
     unpack(tile.teacher[i], t, T{});
 #pragma unroll
     for (int j = 0; j < kPacket<T>; ++j) {
       const float of_s = fabsf(s[j]), of_t = fabsf(t[j]);
+      part_s = j == 0 ? of_s : part_s + of_s;
+      part_t = j == 0 ? of_t : part_t + of_t;
       sum[kTeacher][j] = i == 0 ? of_t : sum[kTeacher][j] + of_t;
       sum[kStudent][j] = i == 0 ? of_s : sum[kStudent][j] + of_s;
       sum[kContextS][j] = i == 0 ? keys.student[i] * s[j] : sum[kContextS][j] + keys.student[i] * s[j];
       sum[kContextT][j] = i == 0 ? keys.teacher[i] * t[j] : sum[kContextT][j] + keys.teacher[i] * t[j];
-      channel_sum[i][kSumAbsS] += of_s;
-      channel_sum[i][kSumAbsT] += of_t;
     }
+    channel_sum[i][kSumAbsS] += part_s;
+    channel_sum[i][kSumAbsT] += part_t;
   }
 }
 
@@ -60,6 +62,8 @@ FGD_DEVICE void share_pixel_sums(const float (&sum)[kSoftmaxes][kPacket<T>], Pix
   }
 }
 
+// A tile's pixels are summed by themselves first: one by one into a chunk's sums they would lose a digit where features
+// have 16 bits.
 template <class T>
 FGD_DEVICE void add_channel_sums(const Tile<T>& tile, const PixelStep<float, kTilePixels<T>>& step,
                                  float (&sum)[kRows][kSums]) {
@@ -73,11 +77,12 @@ FGD_DEVICE void add_channel_sums(const Tile<T>& tile, const PixelStep<float, kTi
     float s[kPacket<T>], t[kPacket<T>];
     unpack(tile.student[i], s, T{});
     unpack(tile.teacher[i], t, T{});
-    rescale_sums(teacher, context_s, context_t, sum[i]);
+    float part[kSums];
 #pragma unroll
     for (int j = 0; j < kPacket<T>; ++j)
-      accumulate(s[j], t[j], weight[kWeightFg][j], weight[kWeightBg][j], weight[kWeightContextS][j],
-                 weight[kWeightContextT][j], sum[i]);
+      accumulate(j == 0, s[j], t[j], weight[kWeightFg][j], weight[kWeightBg][j], weight[kWeightContextS][j],
+                 weight[kWeightContextT][j], part);
+    add_part(teacher, context_s, context_t, part, sum[i]);
   }
 }
 

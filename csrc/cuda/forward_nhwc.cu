@@ -84,10 +84,8 @@ template <class T>
 FGD_DEVICE float finish_step(const LaneRole<T>& role, float logit, float mask, bool valid, SoftmaxState<float>& state,
                              WarpWeights<T>& weights) {
   const float highest = max_over_lanes<4, LaneRole<T>::kSums>(valid ? logit : minus_infinity<float>());
-  const float now = larger(state.maximum, highest), factor = rescale(state.maximum, now);
-  const float e = valid ? exponential(logit - now) : 0.f;
-  state.maximum = now;
-  state.normaliser = state.normaliser * factor + e;
+  float e;
+  const float factor = state.add(logit, highest, valid, e);
   state.background += valid && mask == 0;
   if (role.copy == 0 && role.softmax == kTeacher) {
     weights.value[kWeightFg][role.pixel] = e * mask;
@@ -114,14 +112,15 @@ FGD_DEVICE void add_channel_sums(const Step<T>& step, const WarpWeights<T>& weig
     unpack_channels<T>(step.teacher[j], t);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i)
-      accumulate(s[i], t[i], weights.value[kWeightFg][j], weights.value[kWeightBg][j],
+      accumulate(false, s[i], t[i], weights.value[kWeightFg][j], weights.value[kWeightBg][j],
                  weights.value[kWeightContextS][j], weights.value[kWeightContextT][j], sum[i]);
   }
 }
 
 struct BlockSums {  // in shared memory
   float sum[kSums][kFastChannels];
-  float maximum[kWarps][kSoftmaxes], normaliser[kWarps][kSoftmaxes];
+  float maximum[kWarps][kSoftmaxes];
+  double normaliser[kWarps][kSoftmaxes];
   int background[kWarps];
 };
 
@@ -129,7 +128,7 @@ struct BlockSums {  // in shared memory
 template <class T>
 FGD_DEVICE void write_block(const LaneRole<T>& role, const SoftmaxState<float>& state, float (&sum)[kChannels][kSums],
                             int channels, BlockSums& block, float* out) {
-  const float normaliser = add_over_lanes<4, LaneRole<T>::kSums>(state.normaliser);
+  const double normaliser = add_over_lanes<4, LaneRole<T>::kSums>(state.normaliser);
   const int background = add_over_lanes<4, LaneRole<T>::kSums>(state.background), warp = warp_index();
   if (role.copy == 0 && role.pixel == 0) {
     block.maximum[warp][role.softmax] = state.maximum;
@@ -143,7 +142,7 @@ FGD_DEVICE void write_block(const LaneRole<T>& role, const SoftmaxState<float>& 
     maximum[q] = block.maximum[0][q];
     for (int w = 1; w < kWarps; ++w) maximum[q] = larger(maximum[q], block.maximum[w][q]);
   }
-  auto factor = [&](int w, int q) { return rescale(block.maximum[w][q], maximum[q]); };
+  auto factor = [&](int w, int q) { return static_cast<float>(rescale(block.maximum[w][q], maximum[q])); };
 #pragma unroll
   for (int i = 0; i < kChannels; ++i)
     rescale_sums(factor(warp, kTeacher), factor(warp, kContextS), factor(warp, kContextT), sum[i]);
@@ -159,15 +158,15 @@ FGD_DEVICE void write_block(const LaneRole<T>& role, const SoftmaxState<float>& 
   float* numbers = out + int64_t{kSums} * channels;
   if (threadIdx.x < kSoftmaxes) {
     const int q = threadIdx.x;
-    float total = 0, best = block.maximum[0][q];
+    float best = block.maximum[0][q];
+    double total = 0;
     for (int w = 1; w < kWarps; ++w) best = larger(best, block.maximum[w][q]);
     for (int w = 0; w < kWarps; ++w) total += block.normaliser[w][q] * rescale(block.maximum[w][q], best);
-    numbers[q] = best;
-    numbers[kSoftmaxes + q] = total;
+    write_softmax(q, best, total, numbers);
   } else if (threadIdx.x == kSoftmaxes) {
     int total = 0;
     for (int w = 0; w < kWarps; ++w) total += block.background[w];
-    numbers[2 * kSoftmaxes] = static_cast<float>(total);
+    numbers[kChunkBackground] = static_cast<float>(total);
   }
 }
 

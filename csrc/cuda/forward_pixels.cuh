@@ -23,9 +23,28 @@ struct PixelStep {  // in shared memory
 // Of one softmax; the kPixels threads of a softmax hold the same maximum and each its own part of the rest.
 template <class A>
 struct SoftmaxState {
-  A maximum = minus_infinity<A>(), normaliser = 0;
+  A maximum = minus_infinity<A>();
+  double normaliser = 0;  // of as many digits as exact_exponential's: an error of it is common to all pixels
   int background = 0;
+  // A pixel's exponential, 0 behind the end; returns what older sums shrink by. highest: of the new pixels.
+  FGD_DEVICE A add(A logit, A highest, bool valid, A& e) {
+    const A now = larger(maximum, highest);
+    const double factor = rescale(maximum, now), exact = valid ? exact_exponential(logit - now) : 0.;
+    maximum = now;
+    normaliser = normaliser * factor + exact;
+    e = static_cast<A>(exact);
+    return static_cast<A>(factor);
+  }
 };
+
+// A chunk's numbers of one softmax: see ChunkNumber.
+template <class A>
+FGD_DEVICE void write_softmax(int softmax, A maximum, double normaliser, A* numbers) {
+  const A nearest = static_cast<A>(normaliser);
+  numbers[kChunkMaximum + softmax] = maximum;
+  numbers[kChunkNormaliser + softmax] = nearest;
+  numbers[kChunkNormaliserRest + softmax] = isfinite(nearest) ? static_cast<A>(normaliser - nearest) : A{0};
+}
 
 // Every warp rasterises some of the boxes: thread -> (pixel, share of the boxes).
 template <class A, int kPixels>
@@ -49,10 +68,8 @@ FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, bool any_boxes, A inv
   if (softmax == kTeacher || softmax == kStudent) logit *= inverse_ct;
   if (valid) maps[softmax * map_size + first + pixel] = logit;
   const A highest = max_over_lanes<1, kPixels>(valid ? logit : minus_infinity<A>());
-  const A now = larger(state.maximum, highest), factor = rescale(state.maximum, now);
-  const A e = valid ? exponential(logit - now) : A{0};
-  state.maximum = now;
-  state.normaliser = state.normaliser * factor + e;
+  A e;
+  const A factor = state.add(logit, highest, valid, e);
   if (pixel == 0) step.rescale[softmax] = factor;
   if (softmax == kTeacher) {
     float weight = 0;
@@ -72,12 +89,11 @@ template <class A, int kPixels>
 FGD_DEVICE void write_softmaxes(const SoftmaxState<A>& state, A* numbers) {
   if (threadIdx.x >= kSoftmaxes * kPixels) return;
   const int softmax = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
-  const A normaliser = add_over_lanes<1, kPixels>(state.normaliser);
+  const double normaliser = add_over_lanes<1, kPixels>(state.normaliser);
   const int background = add_over_lanes<1, kPixels>(state.background);
   if (pixel != 0) return;
-  numbers[softmax] = state.maximum;
-  numbers[kSoftmaxes + softmax] = normaliser;
-  if (softmax == kTeacher) numbers[2 * kSoftmaxes] = static_cast<A>(background);
+  write_softmax(softmax, state.maximum, normaliser, numbers);
+  if (softmax == kTeacher) numbers[kChunkBackground] = static_cast<A>(background);
 }
 
 template <class A>
@@ -85,16 +101,27 @@ FGD_DEVICE A inverse_ct(const PyramidParams& p, const Level& level) {
   return static_cast<A>(1 / (level.channels * p.spatial_temperature));
 }
 
-// One pair into a channel's sums, those of |s| and |t| excepted.
+// One pair into a channel's sums, those of |s| and |t| excepted; the first one begins them.
 template <class A>
-FGD_DEVICE void accumulate(A s, A t, A fg, A bg, A context_s, A context_t, A (&sum)[kSums]) {
+FGD_DEVICE void accumulate(bool first, A s, A t, A fg, A bg, A context_s, A context_t, A (&sum)[kSums]) {
   const A d = s - t, square = d * d;
-  sum[kSumFg] += square * fg;
-  sum[kSumBg] += square * bg;
-  sum[kSumD] += d;
-  sum[kSumD2] += square;
-  sum[kSumContextS] += context_s * s;
-  sum[kSumContextT] += context_t * t;
+  sum[kSumFg] = first ? square * fg : sum[kSumFg] + square * fg;
+  sum[kSumBg] = first ? square * bg : sum[kSumBg] + square * bg;
+  sum[kSumD] = first ? d : sum[kSumD] + d;
+  sum[kSumD2] = first ? square : sum[kSumD2] + square;
+  sum[kSumContextS] = first ? context_s * s : sum[kSumContextS] + context_s * s;
+  sum[kSumContextT] = first ? context_t * t : sum[kSumContextT] + context_t * t;
+}
+
+// Sums of some pixels onto those so far.
+template <class A>
+FGD_DEVICE void add_part(A teacher, A context_s, A context_t, const A (&part)[kSums], A (&sum)[kSums]) {
+  sum[kSumFg] = sum[kSumFg] * teacher + part[kSumFg];
+  sum[kSumBg] = sum[kSumBg] * teacher + part[kSumBg];
+  sum[kSumD] += part[kSumD];
+  sum[kSumD2] += part[kSumD2];
+  sum[kSumContextS] = sum[kSumContextS] * context_s + part[kSumContextS];
+  sum[kSumContextT] = sum[kSumContextT] * context_t + part[kSumContextT];
 }
 
 template <class A>

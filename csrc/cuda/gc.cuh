@@ -50,15 +50,15 @@ FGD_DEVICE NetJob net_job(const GcParams& p, const Blocks& blocks) {
 FGD_DEVICE int hidden_of(const GcLevel& level, int net) { return net ? level.hidden[1] : level.hidden[0]; }
 
 // Mean and 1/deviation of a hidden vector, as torch.nn.LayerNorm has them; by one warp.
-template <class A>
 struct Moments {
-  A mean, scale;
+  double mean, scale;
+  template <class A>
   FGD_DEVICE Moments(const A* hidden, int count) {
-    A sum = 0, squares = 0;
+    double sum = 0, squares = 0;
     for (int k = lane_index(); k < count; k += 32) sum += hidden[k];
     mean = add_over_lanes<1, 32>(sum) / count;
     for (int k = lane_index(); k < count; k += 32) squares += (hidden[k] - mean) * (hidden[k] - mean);
-    scale = static_cast<A>(1 / sqrt(static_cast<double>(add_over_lanes<1, 32>(squares) / count) + 1e-5));
+    scale = 1 / sqrt(add_over_lanes<1, 32>(squares) / count + 1e-5);
   }
 };
 
@@ -69,14 +69,15 @@ FGD_DEVICE void write_hidden(const Net<A>& net, int index) {
   const int row = index % rows * kGcRows + warp_index(), first = index / rows * kGcImages;
   if (row >= net.hidden) return;
   const A* weight = net.w1 + int64_t{row} * net.channels;
-  A sum[kGcImages] = {};
+  double sum[kGcImages] = {};
   for (int c = lane; c < net.channels; c += 32)
 #pragma unroll
     for (int i = 0; i < kGcImages; ++i)
-      if (first + i < net.images) sum[i] += weight[c] * net.context_of(first + i)[c];
-  const A total = sum_over_lanes<kGcImages, 1, 32>(sum, lane);
+      if (first + i < net.images) sum[i] += static_cast<double>(weight[c]) * net.context_of(first + i)[c];
+  const double total = sum_over_lanes<kGcImages, 1, 32>(sum, lane);
   const int image = first + owned_sum<kGcImages, 1>(lane);
-  if (lane < kGcImages && image < net.images) net.hidden_sums[int64_t{image} * net.hidden + row] = total + net.b1[row];
+  if (lane < kGcImages && image < net.images)
+    net.hidden_sums[int64_t{image} * net.hidden + row] = static_cast<A>(total + net.b1[row]);
 }
 
 // ∂L/∂v[n, c] = ±upstream·∂L_gl/∂r

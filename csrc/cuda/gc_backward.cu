@@ -73,15 +73,16 @@ struct HiddenUnit {
 // By one warp.
 template <class A>
 FGD_DEVICE HiddenGrad<A> hidden_grad_of(const Net<A>& net, int image) {
-  const Moments<A> m(net.hidden_sums + int64_t{image} * net.hidden, net.hidden);
+  const Moments m(net.hidden_sums + int64_t{image} * net.hidden, net.hidden);
+  const A mean = static_cast<A>(m.mean), scale = static_cast<A>(m.scale);
   A sum = 0, product = 0;
   for (int k = lane_index(); k < net.hidden; k += 32) {
-    const HiddenUnit<A> unit(net, image, k, m.mean, m.scale);
+    const HiddenUnit<A> unit(net, image, k, mean, scale);
     const A grad = unit.active_grad * net.gamma[k];
     sum += grad;
     product += grad * unit.x;
   }
-  return {m.mean, m.scale, add_over_lanes<1, 32>(sum) / net.hidden, add_over_lanes<1, 32>(product) / net.hidden};
+  return {mean, scale, add_over_lanes<1, 32>(sum) / net.hidden, add_over_lanes<1, 32>(product) / net.hidden};
 }
 
 template <class A>

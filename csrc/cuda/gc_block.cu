@@ -16,18 +16,18 @@ FGD_DEVICE void hidden(const GcParams& p) {
 }
 
 // W2[c]·relu(..) + b2[c] of up to kGcImages images from `first` on; by one warp. Lane i < kGcImages is left with image
-// first + owned_sum(i).
+// first + owned_sum(i). In float64: the global term multiplies an error of it with the number of pixels.
 template <class A>
-FGD_DEVICE A added_value(const Net<A>& net, int first, int c, const A* mean, const A* scale) {
+FGD_DEVICE double added_value(const Net<A>& net, int first, int c, const double* mean, const double* scale) {
   const A* weight = net.w2 + int64_t{c} * net.hidden;
-  A sum[kGcImages] = {};
+  double sum[kGcImages] = {};
   for (int k = lane_index(); k < net.hidden; k += 32) {
-    const A w = weight[k], gamma = net.gamma[k], beta = net.beta[k];
+    const double w = weight[k], gamma = net.gamma[k], beta = net.beta[k];
 #pragma unroll
     for (int i = 0; i < kGcImages; ++i) {
       if (first + i >= net.images) continue;
-      const A x = (net.hidden_sums[int64_t{first + i} * net.hidden + k] - mean[i]) * scale[i] * gamma + beta;
-      sum[i] += w * (x > 0 || x != x ? x : A{0});  // a NaN stays one
+      const double x = (net.hidden_sums[int64_t{first + i} * net.hidden + k] - mean[i]) * scale[i] * gamma + beta;
+      sum[i] += w * (x > 0 || x != x ? x : 0.);  // a NaN stays one
     }
   }
   return sum_over_lanes<kGcImages, 1, 32>(sum, lane_index()) + net.b2[c];
@@ -35,26 +35,26 @@ FGD_DEVICE A added_value(const Net<A>& net, int first, int c, const A* mean, con
 
 // r and ∂L_gl/∂r of a channel and an image; returns r·(∂L_gl/∂r - P·r).
 template <class A>
-FGD_DEVICE double write_shift(const GcLevel& level, int image, int c, A r) {
+FGD_DEVICE double write_shift(const GcLevel& level, int image, int c, double r) {
   A* stats = static_cast<A*>(level.stats) + int64_t{image} * kStats * level.channels;
-  const A gradient = 2 * (stats[kStatShiftGrad * level.channels + c] + level.pixels * r);
-  stats[kStatShift * level.channels + c] = r;
-  stats[kStatShiftGrad * level.channels + c] = gradient;
-  return static_cast<double>(r) * (gradient - static_cast<double>(level.pixels) * r);
+  const double gradient = 2 * (stats[kStatShiftGrad * level.channels + c] + level.pixels * r);
+  stats[kStatShift * level.channels + c] = static_cast<A>(r);
+  stats[kStatShiftGrad * level.channels + c] = static_cast<A>(gradient);
+  return r * (gradient - level.pixels * r);
 }
 
 // One warp a channel, for up to kGcImages images.
 template <class A>
 FGD_DEVICE void added(const GcParams& p) {
-  __shared__ A mean[2][kGcImages], scale[2][kGcImages];
+  __shared__ double mean[2][kGcImages], scale[2][kGcImages];
   __shared__ double part[kGcRows][kGcImages];
   const GcLevel& level = p.levels[level_of_block(p.levels, p.level_count, blockIdx.x)];
   const int rows = blocks_of(level.channels, kGcRows), index = blockIdx.x - level.first_block;
   const int warp = warp_index(), lane = lane_index(), row = index % rows, first = index / rows * kGcImages;
   const Net<A> student(p, level, 0), teacher(p, level, 1);
   const int64_t n = min(first + warp, p.images - 1);  // kGcImages is the number of warps: an image each
-  const Moments<A> s(student.hidden_sums + n * student.hidden, student.hidden);
-  const Moments<A> t(teacher.hidden_sums + n * teacher.hidden, teacher.hidden);
+  const Moments s(student.hidden_sums + n * student.hidden, student.hidden);
+  const Moments t(teacher.hidden_sums + n * teacher.hidden, teacher.hidden);
   if (lane == 0) {
     mean[0][warp] = s.mean, scale[0][warp] = s.scale;
     mean[1][warp] = t.mean, scale[1][warp] = t.scale;
@@ -63,8 +63,9 @@ FGD_DEVICE void added(const GcParams& p) {
   const int c = row * kGcRows + warp, image = owned_sum<kGcImages, 1>(lane);
   double term = 0;
   if (c < level.channels) {
-    const A r = added_value(student, first, c, mean[0], scale[0]) - added_value(teacher, first, c, mean[1], scale[1]);
-    if (lane < kGcImages && first + image < p.images) term = write_shift(level, first + image, c, r);
+    const double v_s = added_value(student, first, c, mean[0], scale[0]);
+    const double v_t = added_value(teacher, first, c, mean[1], scale[1]);
+    if (lane < kGcImages && first + image < p.images) term = write_shift<A>(level, first + image, c, v_s - v_t);
   }
   if (lane < kGcImages) part[warp][image] = term;
   __syncthreads();

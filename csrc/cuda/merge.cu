@@ -78,10 +78,11 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
     for (int q = 0; q < kSoftmaxes; ++q) {
       const A of_chunk = numbers[q], best = larger(mine.maximum[q], of_chunk);
       const double before = product(mine.normaliser[q], rescale(mine.maximum[q], best));
-      mine.normaliser[q] = before + product(numbers[kSoftmaxes + q], rescale(of_chunk, best));
+      const double normaliser = static_cast<double>(numbers[kChunkNormaliser + q]) + numbers[kChunkNormaliserRest + q];
+      mine.normaliser[q] = before + product(normaliser, rescale(of_chunk, best));
       mine.maximum[q] = best;
     }
-    mine.background += numbers[2 * kSoftmaxes];
+    mine.background += numbers[kChunkBackground];
   }
 #pragma unroll
   for (int q = 0; q < kSoftmaxes; ++q) {
@@ -114,7 +115,7 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
 // One column a thread: no other one looks at the first chunk's number, which the result replaces.
 template <class A>
 FGD_DEVICE void merge_columns(const Level& level, int image, int first, const ImageSoftmax<A>& softmax) {
-  __shared__ A factor[kSoftmaxes][kThreads];
+  __shared__ double factor[kSoftmaxes][kThreads];
   const int column = first + threadIdx.x, columns = kSums * level.channels;
   const int q = softmax_of(column / level.channels);
   double sum = 0;
@@ -131,7 +132,7 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
     const A* from = chunk_sums<A>(level, image, begin) + column;
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
-      const A weight = q < 0 ? A{1} : factor[q][i];
+      const double weight = q < 0 ? 1. : factor[q][i];
       sum += static_cast<double>(from[i * chunk_stride(level.channels)]) * weight;
     }
   }
@@ -141,7 +142,7 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
 // A^S of a pixel. Both nets' are compared in float64: at high temperatures they differ in their last digits.
 template <class A>
 FGD_DEVICE double spatial_attention(double scale, A logit, A maximum) {
-  return product(scale, exponential(logit - maximum));
+  return product(scale, exact_exponential(logit - maximum));
 }
 
 template <class A>

@@ -29,10 +29,17 @@ struct Features {
   int pad;
 };
 
-// A chunk is a run of `chunk_pixels` neighbouring pixels of one image: what a block does. It leaves
-// [kSums][C] sums, then kSoftmaxes maxima, kSoftmaxes normalisers, and the number of background pixels.
-constexpr int kChunkNumbers = 2 * kSoftmaxes + 1;
+// A chunk is a run of `chunk_pixels` neighbouring pixels of one image: what a block does. It leaves [kSums][C] sums,
+// then
+enum ChunkNumber : int {
+  kChunkMaximum = 0,                      // of each softmax
+  kChunkNormaliser = kSoftmaxes,          // of each softmax
+  kChunkNormaliserRest = 2 * kSoftmaxes,  // of each softmax: digits that the normaliser has no room for
+  kChunkBackground = 3 * kSoftmaxes,      // number of background pixels
+  kChunkNumbers
+};
 constexpr int kChunkPadding = 16;
+static_assert(kChunkNumbers <= kChunkPadding, "a chunk's numbers lie behind its sums");
 FGD_HOST_DEVICE int64_t chunk_stride(int channels) { return int64_t{kSums} * channels + kChunkPadding; }
 
 // What a chunk leaves of ∂L/∂Wk of student and teacher: [2][C] sums, then these. See backward_pixels.cuh.
