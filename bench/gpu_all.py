@@ -203,10 +203,17 @@ def device_name(rehearse: bool) -> str | None:
     import torch
 
     if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability(0)
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
         return re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(0).lower()).strip("_")
     return "rehearsal" if rehearse else None
+
+
+def build_for_this_gpu() -> None:
+    """Has every part compile for this GPU alone, unless TORCH_CUDA_ARCH_LIST says otherwise."""
+    import torch
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability(0)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
 
 
 def device_lines() -> str:
@@ -242,6 +249,7 @@ def main() -> int:
     if device is None:
         print("gpu_all: nothing done, needs a GPU, and torch.cuda.is_available() is False")
         return 0
+    build_for_this_gpu()
     folder = (arguments.output or ROOT / "bench" / "results" / device).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     archive = arguments.archive.resolve() if arguments.archive else None

@@ -205,6 +205,21 @@ def test_a_manifest_that_does_not_fit_is_made_again(tmp_path, caplog, content):
         cache_in(tmp_path)
 
 
+def test_entries_of_an_earlier_format_are_removed(tmp_path, caplog):
+    teacher = Teacher()
+    cache_in(tmp_path).features(*batch_of(1), teacher)
+    content = {"maps": [level[0] for level in Teacher()(batch_of(2)[0])], "thumbnail": torch.zeros(3, 8, 8)}
+    for name in ("1.pt", "-2.pt", "student.pt"):
+        torch.save(content, tmp_path / "maps" / name)
+    cache_in(tmp_path).features(*batch_of(1, 2), teacher)
+    (told,) = caplog.messages
+    assert "maps: 2 entries (" in told and "of an earlier version's format are removed; their maps are made" in told
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["1.maps", "2.maps", "student.pt"]
+    assert teacher.seen == 2
+    cache_in(tmp_path)
+    assert len(caplog.messages) == 1
+
+
 def test_partial_files_of_killed_runs_are_removed(tmp_path):
     cache_in(tmp_path).features(*batch_of(1), Teacher())
     (tmp_path / ".cache.json.123.partial").write_text("{")

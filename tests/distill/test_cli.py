@@ -1,19 +1,25 @@
 import csv
+import errno
 import math
+import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
+from fgd_distill import files
 from fgd_distill.commands import main as cli
 from fgd_distill.criterion import FGDConfig
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 from fgd_distill.digits import demo
+from fgd_distill.errors import FGDOSError
 from fgd_distill.training.module import DetectionModule
 from fgd_distill.training.profiling import measure_step
-from fgd_distill.training.run import run
+from fgd_distill.training.run import SaveWholeConfig, run
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,25 @@ def test_five_steps_of_fit(distilled):
     with next(folder.rglob("metrics.csv")).open() as file:
         assert "train/loss_fgd_attention" in next(csv.reader(file))
     assert (next(folder.rglob("config.yaml"))).read_text().count("temperature: 8.0") == 1
+
+
+def test_config_yaml_is_replaced_whole(tmp_path, monkeypatch):
+    parser = ArgumentParser()
+    parser.add_argument("--steps", type=int)
+    trainer = SimpleNamespace(log_dir=tmp_path / "run", is_global_zero=True)
+
+    def save(steps):
+        SaveWholeConfig(parser, parser.parse_args([f"--steps={steps}"]), overwrite=True).setup(trainer, None, "fit")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(3)
+    save(4)
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(FGDOSError, match=r"run/config.yaml: could not be written: No space left on device"):
+        save(5)
+    assert {path.name: path.read_text() for path in (tmp_path / "run").iterdir()} == {"config.yaml": "steps: 4\n"}
 
 
 def test_checkpoint_has_no_teacher_and_its_student_exports(distilled, tmp_path, capsys):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from ..data.datamodule import CocoDataModule
+from ..files import write_text
 from .bases import with_bases
 from .interruption import StopOnSignal
 from .module import DetectionModule
@@ -22,6 +24,21 @@ SUBCOMMANDS = ("fit", "validate")
 # Abbreviated options would make a slip of a name another option.
 PARSER: dict[str, Any] = {"allow_abbrev": False}
 USAGE = "fgd-distill {command} --config FILE [--config FILE ...] [--<option> VALUE ...]"
+
+
+class SaveWholeConfig(SaveConfigCallback):
+    """Writes a run's config.yaml beside its target and renames it: the former one stays until the new one is whole.
+
+    Folders with a protocol, such as ``s3://``, are left to Lightning.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = str(trainer.log_dir)  # asked in every process: the first one tells the others
+        if "://" in folder:
+            super().setup(trainer, pl_module, stage)
+        elif trainer.is_global_zero and not self.already_saved:
+            write_text(Path(folder, self.config_filename), self.parser.dump(self.config, skip_none=False))
+        self.already_saved = True
 
 
 class DistillCLI(LightningCLI):
@@ -56,7 +73,7 @@ class DistillCLI(LightningCLI):
                 },
                 seed_everything_default=0,
                 # Only a training owns its folder: validating with other options must not replace its config.yaml.
-                save_config_callback=SaveConfigCallback if command == "fit" else None,
+                save_config_callback=SaveWholeConfig if command == "fit" else None,
                 save_config_kwargs={"overwrite": True},
                 auto_configure_optimizers=False,
                 parser_kwargs=PARSER | (usages if command else {}),

@@ -89,6 +89,23 @@ class TeacherCache:
             self._compare(found)
         elif self.folder.exists() and {path.name for path in self.folder.iterdir()} - {MANIFEST, MAPS}:
             raise FGDFileExistsError(f"{self.folder}: expected an empty folder or a teacher cache, found other files")
+        if process_rank()[0] == 0:
+            self._remove_older_entries()
+
+    def _remove_older_entries(self) -> None:
+        """Those of a version before the first release, which stored entries by torch.save, are read by none since."""
+        older = [path for path in (self.folder / MAPS).glob("*.pt") if path.stem.lstrip("-").isdigit()]
+        if older:
+            size = sum(path.stat().st_size for path in older)
+            log.warning(
+                "teacher cache: %s: %d entries (%.3g GB) of an earlier version's format are removed; their maps are "
+                "made again",
+                self.folder / MAPS,
+                len(older),
+                size / 1e9,
+            )
+        for path in older:
+            path.unlink(missing_ok=True)
 
     def _stored_manifest(self) -> dict[str, Any] | None:
         path = self.folder / MANIFEST
