@@ -1,8 +1,8 @@
 """Distilling detectors: data, models, training and evaluation around the loss of ``fgd_kernels``."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._lazy import names_from
 from ._moved import install as _install_old_names
 
 if TYPE_CHECKING:
@@ -25,21 +25,16 @@ __all__ = [
     "inherit",
     "register_adapter",
 ]
-_HOMES = {
-    "adapters": ("DetectorAdapter", "StudentStep", "TorchvisionAdapter", "register_adapter"),
-    "distiller": ("DetectionDistiller", "DistilledFeatures", "TeacherCache"),
-    "distilling": ("distil",),
-    "inheriting": ("InheritReport", "inherit"),
-    "schedule": ("Schedule",),
-}
-
-
-def __getattr__(name: str) -> object:
-    """Public names are imported when they are asked for: the command's help needs neither torch nor a detector."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_from(
+    __name__,
+    {
+        "adapters": ("DetectorAdapter", "StudentStep", "TorchvisionAdapter", "register_adapter"),
+        "distiller": ("DetectionDistiller", "DistilledFeatures", "TeacherCache"),
+        "distilling": ("distil",),
+        "inheriting": ("InheritReport", "inherit"),
+        "schedule": ("Schedule",),
+    },
+)
 
 
 def __dir__() -> list[str]:

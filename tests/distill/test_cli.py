@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 
 from fgd_distill import files
 from fgd_distill.commands import main as cli
+from fgd_distill.commands import slips
 from fgd_distill.criterion import FGDConfig
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector
 from fgd_distill.digits import demo
@@ -162,6 +163,46 @@ def test_help_of_what_takes_a_configuration_begins_with_its_own_options(capsys, 
     assert option in told and "fgd-distill fit --help" in told and len(told.splitlines()) < 30
 
 
+@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if command.parses])
+def test_the_options_that_are_checked_early_are_the_parsers(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help-all"])
+    options = re.findall(r"^  (?:-c, )?--([\w.]+)", capsys.readouterr().out, re.M)
+    expected = {tuple(option.split(".")) for option in options}
+    known = slips.configuration(command)
+    for option in expected:
+        names = known
+        for part in option:
+            if names is not None and part != "help":
+                assert part in names, f"{command}: the parser takes --{'.'.join(option)}"
+                names = names[part]
+    for section in ("model", "data", "trainer"):
+        assert set(known[section]) == {option[1] for option in expected if option[0] == section and len(option) > 1}
+    assert set(known) <= {option[0] for option in expected} | {*slips.ALWAYS, *slips.OF_FIT}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("fit --trainer.max_stepz 3", "unrecognized option --trainer.max_stepz; did you mean max_steps"),
+        ("fit --model.fgd.alpa=3", "unrecognized option --model.fgd.alpa; did you mean alpha"),
+        ("fit --config typo.yaml", "typo.yaml: unrecognized key model.studnt; did you mean student"),
+        ("fit --config broken.yaml", "broken.yaml: expected YAML"),
+        ("fit -c nothing.yaml", "--config: expected a file, or one shipped with the package"),
+        ("calibrate --totl 3", "unrecognized option --totl; did you mean total"),
+        ("export-student a.ckpt", "the following arguments are required: output"),
+        ("predict --score=0.3 a", "unrecognized option --score"),
+    ],
+)
+def test_slips_are_told_with_the_right_name(capsys, tmp_path, monkeypatch, options, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typo.yaml").write_text("model:\n  studnt: {name: digits_student}\n")
+    (tmp_path / "broken.yaml").write_text("model: [\n")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(options.split())
+    assert f"fgd-distill {options.split()[0]}: {told}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -185,12 +226,12 @@ def test_our_own_checks_end_without_a_traceback(digits, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="fgd-distill validate: expected a folder of images"):
         cli.main(["validate", "--config=digits_student.yaml", f"--data.root={tmp_path}", "--trainer.logger=false"])
 
-    def unforeseen(images: str):
+    def unforeseen(images: str, output: str):
         int("not a number")
 
     monkeypatch.setattr("fgd_distill.commands.predict.predict", unforeseen)
     with pytest.raises(ValueError, match="invalid literal"):
-        cli.main(["predict", "x"])
+        cli.main(["predict", "x", "y"])
 
 
 def test_errors_of_the_loss_end_without_a_traceback(fit_args, teacher_file, tmp_path):
@@ -200,7 +241,17 @@ def test_errors_of_the_loss_end_without_a_traceback(fit_args, teacher_file, tmp_
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["trian"], ["fit", "--help"], ["predict", "--help"], ["calibrate", "--help"]]
+    "args",
+    [
+        ["--help"],
+        ["trian"],
+        ["fit", "--help"],
+        ["predict", "--help"],
+        ["calibrate", "--help"],
+        ["fit", "--config", "nothing.yaml"],
+        ["fit", "--trainer.max_stepz", "3"],
+        ["export-student", "a.ckpt"],
+    ],
 )
 def test_help_and_slips_load_nothing_heavy(args):
     """A second is what a user waits for a page of help."""

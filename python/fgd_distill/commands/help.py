@@ -108,7 +108,7 @@ def help_page(command: str, function: str) -> str:
     if command in OWN:
         options = "\n".join(_rows(_docstring(OWN[command]), dash=True, whole=True))
         return CONFIGURED_PAGE.format(command=command, summary=summary, options=options)
-    return _tool_page(command, summary, documented, _arguments(function))
+    return _tool_page(command, summary, documented, arguments_of(function))
 
 
 def _tool_page(command: str, summary: str, documented: Docstring, arguments: list[Argument]) -> str:
@@ -153,11 +153,11 @@ def _plain(text: str | None) -> str:
 
 
 def _docstring(source: str) -> Docstring:
-    return parse(ast.get_docstring(_definition(source)) or "")
+    return parse(ast.get_docstring(definition(source)) or "")
 
 
-def _arguments(source: str) -> list[Argument]:
-    stated = _definition(source)
+def arguments_of(source: str) -> list[Argument]:
+    stated = definition(source)
     assert isinstance(stated, ast.FunctionDef)
     found = stated.args.args
     defaults = [None] * (len(found) - len(stated.args.defaults)) + [ast.unparse(d) for d in stated.args.defaults]
@@ -167,7 +167,7 @@ def _arguments(source: str) -> list[Argument]:
     ]
 
 
-def _definition(source: str) -> ast.ClassDef | ast.FunctionDef:
+def definition(source: str) -> ast.ClassDef | ast.FunctionDef:
     """The class or function that ``module:name`` names, relative to this package."""
     module, _, name = source.partition(":")
     path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")

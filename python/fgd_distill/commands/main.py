@@ -96,6 +96,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
         print(help_page(name, COMMANDS[name].function))
         return
+    if "--help-all" not in options:
+        from .slips import slip
+
+        if told := slip(name, COMMANDS[name].function, COMMANDS[name].parses, options):
+            print(f"fgd-distill {name}: {told}", file=sys.stderr)
+            sys.exit(2)
     try:
         run_command(name, ["--help" if option == "--help-all" else option for option in options])
     except KeyboardInterrupt:
