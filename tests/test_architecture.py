@@ -182,7 +182,7 @@ PARTS = {
     "with_roi_head",
 }
 # These build detectors of torchvision's, by name and for the digits, and look into none.
-BUILDERS = {"detectors/by_name.py", "digits/detectors.py"}
+BUILDERS = {"detectors/by_name.py", "detectors/fcos_start.py", "digits/detectors.py"}
 MASKS = {"data/coco_folder.py", "data/datamodule.py", "data/evaluation.py"}  # those of annotations and of predictions
 TRAINERS = {"huggingface.py", "ultralytics.py"}  # the families' own trainers with a teacher; nothing imports them
 
