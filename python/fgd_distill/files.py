@@ -35,7 +35,7 @@ def atomic_path(path: str | Path, tidy: bool = True) -> Iterator[Path]:
         OSError: it cannot be written; the message says why.
     """
     path = Path(path)
-    with _told(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if tidy:
             remove_stale(path.parent, path.name)
@@ -56,7 +56,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written; the message says why.
     """
     path = Path(path)
-    with _told(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path.parent, path.name)
         temporary, lock = _claim(path, _new_folder)
@@ -67,12 +67,6 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             os.close(lock)
-
-
-def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write(temporary_path)`` and moves the result to ``path``."""
-    with atomic_path(path) as temporary:
-        write(temporary)
 
 
 def write_bytes(path: str | Path, *parts: Any, tidy: bool = True) -> None:
@@ -106,7 +100,7 @@ def write_stream(path: str | Path, write: Callable[[Any], object], tidy: bool = 
         counted = _Counted(open(temporary, "wb"))  # noqa: SIM115
         try:
             write(counted)
-            with _told(path, lambda: counted.bytes):
+            with writing(path, lambda: counted.bytes):
                 counted.finish(durable)
         finally:
             with suppress(OSError):  # the first error is the one to tell
@@ -142,8 +136,12 @@ class _Counted:
 
 
 @contextmanager
-def _told(path: Path, needed: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Says of an error of the system which file was meant, what it needs and what is free."""
+def writing(path: Path, needed: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Says of an error of the system which file was meant, what it needs and what is free.
+
+    Raises:
+        OSError: the block raised one.
+    """
     try:
         yield
     except FGDError:

@@ -1,11 +1,17 @@
-"""What a training prints: the table after a validation, and the progress bar."""
+"""What a training prints: the table after a validation, and the progress bar; how an error of its log reads."""
 
+import csv
+import errno
+import os
 import re
 
 import pytest
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger
 
-from fgd_distill.training.reporting import RunProgressBar, ValidationTable, validation_table
+from fgd_distill.errors import FGDOSError
+from fgd_distill.training.reporting import RunProgressBar, ValidationTable, validation_table, with_named_logs
 from fgd_distill.training.run import run
 
 NAN = float("nan")
@@ -56,3 +62,21 @@ def test_the_bar_is_of_the_whole_run(fit_args, tmp_path, capsys):
     assert bar.train_progress_bar.total == bar.train_progress_bar.n == 4
     told = capsys.readouterr().out
     assert "Epoch 2" in told and "4/4" in told and "/-" not in told
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    logger = CSVLogger(tmp_path, name="run")
+    trainer = pl.Trainer(logger=logger, max_steps=1, enable_checkpointing=False, accelerator="cpu")
+    with_named_logs(trainer)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.save()
+    assert "loss" in (path := tmp_path / "run" / "version_0" / "metrics.csv").read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    logger.log_metrics({"loss": 0.5}, 1)
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
+    with pytest.raises(FGDOSError, match=r"version_0/the log: could not be written: No space left on device; [0-9]"):
+        logger.save()
+    assert "1.0" in path.read_text()

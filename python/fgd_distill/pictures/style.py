@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import FGDValueError
-from ..files import atomic_path
+from ..files import write_stream
 
 # Okabe and Ito's palette without its yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,8 +37,7 @@ def save(figure: Figure, output: str | Path, dpi: int = 110) -> None:
         ValueError: ``output`` does not end in ``.png``.
     """
     output = check_png(output)
-    with atomic_path(output) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+    write_stream(output, lambda out: figure.savefig(out, format="png", dpi=dpi))
     print(f"wrote {output}")
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.trainer.states import TrainerFn
 
+from ..files import writing
 from ..text_table import aligned
 
 SHOWN = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "AP_small": "small", "AP_medium": "medium", "AP_large": "large"}
@@ -96,3 +100,14 @@ def with_run_progress(trainer: pl.Trainer) -> None:
     for index, callback in enumerate(callbacks):
         if type(callback) in (TQDMProgressBar, RichProgressBar):
             callbacks[index] = RunProgressBar(getattr(callback, "refresh_rate", 1))
+
+
+def with_named_logs(trainer: pl.Trainer) -> None:
+    """Has errors of writing a log say where it lies: of a file that is open, the system tells no name."""
+    for logger in trainer.loggers:
+        logger.save = partial(_save_log, logger, logger.save)  # type: ignore[method-assign]
+
+
+def _save_log(logger: Logger, save: Callable[[], None]) -> None:
+    with writing(Path(logger.log_dir or logger.save_dir or ".", "the log")):
+        save()

@@ -16,7 +16,7 @@ from ..files import write_text
 from .bases import with_bases
 from .interruption import StopOnSignal
 from .module import DetectionModule
-from .reporting import ValidationTable, with_run_progress
+from .reporting import ValidationTable, with_named_logs, with_run_progress
 from .resume_checkpoint import ResumeCheckpoint
 from .standstill import StandstillWarning
 
@@ -89,6 +89,7 @@ class DistillCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         trainer = super().instantiate_trainer(**options)
         with_run_progress(trainer)
+        with_named_logs(trainer)
         return trainer
 
     def _parse_ckpt_path(self) -> None:
