@@ -121,6 +121,23 @@ def fgd_loss(
     return (losses, levels) if return_levels else losses
 
 
+def checked_inputs(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    boxes: Sequence[Tensor] | PackedBoxes,
+    image_sizes: Sequence[Sequence[float]] | Tensor | None,
+    validate: bool,
+    channels: Sequence[tuple[int, int]],
+) -> tuple[list[Tensor], list[Tensor], PackedBoxes]:
+    """What `fgd_loss` takes, checked as it does, for another loss on the same features, whose channels may differ."""
+    students, teachers = _as_levels(student, "student"), _as_levels(teacher, "teacher")
+    _check_features(students, teachers, channels)
+    packed = _pack(boxes, image_sizes, students[0], validate)
+    if validate and (doubt := doubtful_frame(packed.sizes, [s.shape[2:] for s in students])):
+        raise FGDValueError(doubt)
+    return students, teachers, packed
+
+
 def check_settings(*, alpha, beta, gamma, lambda_, temperature, attention, level_weights, levels) -> None:
     """Raise TypeError or ValueError unless these are what `fgd_loss` takes for a pyramid of `levels` levels."""
     for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma), ("lambda_", lambda_)):
@@ -167,17 +184,26 @@ def _as_levels(features: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     return list(features)
 
 
-def _check_features(students: list[Tensor], teachers: list[Tensor]) -> None:
+def _check_features(
+    students: list[Tensor], teachers: list[Tensor], channels: Sequence[tuple[int, int]] | None = None
+) -> None:
+    """`channels`: what each level's student and teacher must have; None: the same number, whatever it is."""
     if len(students) != len(teachers):
         raise FGDValueError(f"teacher: expected {len(students)} levels, as the student has, got {len(teachers)}")
     for name, levels in (("student", students), ("teacher", teachers)):
         for level, features in enumerate(levels):
             _check_level(features, f"{name}[{level}]", levels[0], students[0])
     for level, (s, t) in enumerate(zip(students, teachers, strict=True)):
-        if s.shape != t.shape:
+        of_student, of_teacher = (s.shape[1], s.shape[1]) if channels is None else channels[level]
+        if s.shape[1] != of_student:
+            raise FGDValueError(f"student[{level}]: expected {of_student} channels, got {s.shape[1]}")
+        expected = (s.shape[0], of_teacher, *s.shape[2:])
+        if tuple(t.shape) != expected:
             raise FGDValueError(
-                f"teacher[{level}]: expected the student's shape {tuple(s.shape)}, got {tuple(t.shape)} "
+                f"teacher[{level}]: expected the student's shape {expected}, got {tuple(t.shape)} "
                 "(align the channels, resize the maps)"
+                if channels is None
+                else f"teacher[{level}]: expected shape {expected}, got {tuple(t.shape)} (resize the maps)"
             )
         if t.requires_grad:
             raise FGDValueError(f"teacher[{level}]: expected no gradient, got requires_grad=True; detach() it")

@@ -32,10 +32,7 @@ class FGDLevel(nn.Module):
 
     def __init__(self, student_channels: int, teacher_channels: int, relation: str = "gc") -> None:
         super().__init__()
-        for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
-            if not is_integer(channels) or channels < 1:
-                raise FGDValueError(f"{name}: expected an integer >= 1, got {channels!r}")
-        student_channels, teacher_channels = int(student_channels), int(teacher_channels)
+        student_channels, teacher_channels = checked_channels(student_channels, teacher_channels)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         differ = student_channels != teacher_channels
         self.align = nn.Conv2d(student_channels, teacher_channels, kernel_size=1) if differ else None
@@ -150,7 +147,7 @@ class FGDLoss(nn.Module):
             raise FGDValueError(f"relation: expected one of {', '.join(RELATIONS)}, got {relation!r}")
         self.level_weights, self.attention, self.split, self.backend = level_weights, attention, split, backend
         self.relation = relation
-        channels = _channels_per_level(student_channels, teacher_channels, num_levels)
+        self.channels = channels = channels_per_level(student_channels, teacher_channels, num_levels)
         check_settings(**chosen, attention=attention, level_weights=level_weights, levels=len(channels))
         check_backend(backend)
         self.levels: Collection[FGDLevel] = nn.ModuleList(  # type: ignore[assignment]
@@ -297,7 +294,16 @@ def _parameter(layer: nn.Module, name: str) -> Tensor:
     return getattr(layer, name) if parameter is None else parameter  # not its own where it is parametrised
 
 
-def _channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[int, int]]:
+def checked_channels(student_channels: int, teacher_channels: int) -> tuple[int, int]:
+    """One level's channels; ValueError unless they are integers above 0."""
+    for name, channels in (("student_channels", student_channels), ("teacher_channels", teacher_channels)):
+        if not is_integer(channels) or channels < 1:
+            raise FGDValueError(f"{name}: expected an integer >= 1, got {channels!r}")
+    return int(student_channels), int(teacher_channels)
+
+
+def channels_per_level(student, teacher, num_levels: int | None) -> list[tuple[int, int]]:
+    """(student's, teacher's) channels of each level, from what `FGDLoss` takes."""
     several = [isinstance(c, Sequence) and not isinstance(c, str) for c in (student, teacher)]
     lengths = [len(c) for c, listed in zip((student, teacher), several, strict=True) if listed]
     levels = num_levels if num_levels is not None else (lengths[0] if lengths else 5)

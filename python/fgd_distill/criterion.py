@@ -11,10 +11,11 @@ from fgd_kernels import LOSS_NAMES, PRESETS, FGDLoss
 
 from .adapters import DetectorAdapter, as_adapter, probe_channels
 from .adapters.presets import guess_preset
+from .criteria import CriterionConfig, criterion_class
 from .errors import FGDValueError
 from .taps import layer_names
 
-__all__ = ["TERMS", "WEIGHTS", "FGDConfig", "build_criterion", "guess_preset", "resolved"]
+__all__ = ["TERMS", "WEIGHTS", "CriterionConfig", "FGDConfig", "build_criterion", "guess_preset", "resolved"]
 WEIGHTS = ("alpha", "beta", "gamma", "lambda_")
 """In the order of the terms that they weight."""
 TERMS = tuple(name.removeprefix("loss_fgd_") for name in LOSS_NAMES)
@@ -62,10 +63,10 @@ def build_criterion(
     teacher: nn.Module,
     student_layers: str | Sequence[str] | None,
     teacher_layers: str | Sequence[str] | None,
-    config: FGDConfig,
+    config: FGDConfig | CriterionConfig,
     adapter: DetectorAdapter | str | None = None,
-) -> FGDLoss:
-    """An ``FGDLoss`` for the feature maps that these layers give; their channels are found by a blank image.
+) -> nn.Module:
+    """The loss, an ``FGDLoss`` or another, for the feature maps that these layers give; a blank image tells channels.
 
     Layers that are None are the neck's, as the detectors' adapter names them; an adapter that is None is chosen by the
     student's class; it may be given as ``module:Class``.
@@ -83,4 +84,6 @@ def build_criterion(
             f"expected as many feature maps of student and teacher, got {len(student_channels)} from student_layers "
             f"{student_layers} and {len(teacher_channels)} from teacher_layers {teacher_layers}"
         )
+    if isinstance(config, CriterionConfig):
+        return criterion_class(config.name)(student_channels, teacher_channels, None, **config.arguments())
     return FGDLoss(student_channels, teacher_channels, **asdict(config))

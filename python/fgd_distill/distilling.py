@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .adapters import DetectorAdapter, as_adapter
-from .criterion import TERMS, WEIGHTS, FGDConfig, build_criterion, resolved
+from .criterion import TERMS, WEIGHTS, CriterionConfig, FGDConfig, build_criterion, resolved
 from .distiller import DetectionDistiller, TeacherCache
 from .errors import FGDTypeError
 from .schedule import Schedule
@@ -27,6 +27,7 @@ def distil(
     resize_teacher: bool = False,
     schedule: Schedule | None = None,
     teacher_cache: TeacherCache | None = None,
+    criterion: str | None = None,
     verbose: bool = True,
     **loss: Any,
 ) -> DetectionDistiller:
@@ -46,9 +47,11 @@ def distil(
         resize_teacher: whether teacher maps of another height and width are resized to the student's.
         schedule: when the loss counts; it needs ``distiller.set_step``. None: always.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
+        criterion: another loss than FGD's, by its name in ``fgd_distill.criteria.CRITERIA``, such as ``pkd``.
         verbose: whether the decisions are printed.
         loss: in place of the preset's: ``alpha``, ``beta``, ``gamma``, ``lambda_``, ``temperature``; and
-            ``level_weights``, ``attention``, ``split``, ``backend``, as ``fgd_kernels.FGDLoss`` takes them.
+            ``level_weights``, ``attention``, ``split``, ``relation``, ``backend``, as ``fgd_kernels.FGDLoss`` takes
+            them. Of a ``criterion``: ``weight``, and what else its class takes.
 
     Returns:
         the distiller, in training mode, its loss on the student's device.
@@ -58,7 +61,7 @@ def distil(
         ValueError: a layer does not exist, the detectors give different numbers of maps or cannot share one input, or
             a setting of the loss is out of range.
     """
-    _check_names(loss)
+    config = _config(criterion, preset, loss)
     chosen = f"for {type(student).__name__}" if adapter is None else "given"
     adapter = as_adapter(adapter, student)
     adapter.check_pair(student, teacher)
@@ -66,25 +69,43 @@ def distil(
     ours = adapter.default_layers(student) if layers is None else layer_names(layers)
     theirs = adapter.default_layers(teacher) if teacher_layers is None else layer_names(teacher_layers)
     of_family = adapter.preset(student)
-    config = FGDConfig(preset or of_family or FGDConfig.preset, **loss)
-    criterion = build_criterion(student, teacher, ours, theirs, config, adapter)
-    criterion.to(next(student.parameters()).device)
+    if isinstance(config, FGDConfig):
+        config.preset = preset or of_family or FGDConfig.preset
+    module = build_criterion(student, teacher, ours, theirs, config, adapter)
+    module.to(next(student.parameters()).device)
     distiller = DetectionDistiller(
-        student, teacher, criterion, ours, theirs, adapter, resize_teacher, schedule, teacher_cache
+        student, teacher, module, ours, theirs, adapter, resize_teacher, schedule, teacher_cache
     ).train()
     if verbose:
-        temperature, weights = resolved(config)
-        named = ", ".join(f"{name} {weight:g}" for name, weight in zip(WEIGHTS, weights, strict=True))
-        channels = [_channels(level.student_channels for level in criterion.levels)]
-        channels += [_channels(level.teacher_channels for level in criterion.levels)]
-        whose = "given" if preset else "by the student's class" if of_family else "none is known for such detectors"
         print(f"distil: adapter {type(adapter).__name__}, {chosen}")
         print(f"distil: layers {', '.join(ours)} of the student, {', '.join(theirs)} of the teacher")
-        print(
-            f"distil: {len(criterion.levels)} maps, channels {channels[0]} of the student, {channels[1]} of the teacher"
-        )
-        print(f"distil: {len(TERMS)} terms, {config.preset} ({whose}): temperature {temperature:g}, {named}")
+        channels: Any = module.channels
+        of_student, of_teacher = (_channels(counts) for counts in zip(*channels, strict=True))
+        print(f"distil: {len(channels)} maps, channels {of_student} of the student, {of_teacher} of the teacher")
+        whose = "given" if preset else "by the student's class" if of_family else "none is known for such detectors"
+        print(f"distil: {_described(config, whose)}")
     return distiller
+
+
+def _described(config: FGDConfig | CriterionConfig, whose: str) -> str:
+    if isinstance(config, CriterionConfig):
+        return f"the loss {config.name}, {config.arguments() or 'as its authors have it'}"
+    temperature, weights = resolved(config)
+    named = ", ".join(f"{name} {weight:g}" for name, weight in zip(WEIGHTS, weights, strict=True))
+    return f"{len(TERMS)} terms, {config.preset} ({whose}): temperature {temperature:g}, {named}"
+
+
+def _config(criterion: str | None, preset: str | None, loss: dict[str, Any]) -> FGDConfig | CriterionConfig:
+    if criterion is None:
+        _check_names(loss)
+        return FGDConfig(**loss)
+    if preset is not None:
+        raise FGDTypeError(
+            f"preset: expected None beside criterion={criterion!r}, which has no presets, got {preset!r}"
+        )
+    return CriterionConfig(
+        criterion, options={k: v for k, v in loss.items() if k != "weight"}, weight=loss.get("weight")
+    )
 
 
 def _channels(counts: Iterable[int]) -> str:

@@ -14,10 +14,12 @@ from pytorch_lightning.cli import LightningArgumentParser
 from fgd_kernels import PRESETS
 
 from ..calibration.measure import measure
+from ..calibration.one_weight import measure_sizes, propose_weight, report_weight, weight_overlay
 from ..calibration.propose import Bounds, propose
 from ..calibration.report import overlay, report
-from ..criterion import FGDConfig, resolved
+from ..criterion import CriterionConfig, FGDConfig, resolved
 from ..data.datamodule import Batch
+from ..distiller import DetectionDistiller
 from ..errors import FGDValueError
 from ..files import write_text
 from ..training.run import DistillCLI
@@ -64,6 +66,11 @@ class CalibrateCLI(DistillCLI):
         # The files to calibrate for need not ask for the loss yet: its weights are what is to be found.
         parser.set_defaults({"model.fgd": {"preset": FGDConfig.preset}})
 
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        if self.config.model.criterion is not None:
+            self.config.model.fgd = None
+
     @property
     def settings(self) -> Calibration:
         return Calibration(**{field.name: self.config[field.name] for field in fields(Calibration)})
@@ -78,8 +85,10 @@ class CalibrateCLI(DistillCLI):
         return FGDConfig(**self.config.model.fgd.as_dict())
 
 
-def calibrate(args: Sequence[str]) -> FGDConfig:
+def calibrate(args: Sequence[str]) -> FGDConfig | CriterionConfig:
     """Measures the two detectors of a configuration, prints what it found, and writes the proposed weights.
+
+    With model.criterion it finds the one weight that makes that loss --total times the detector's own.
 
     Args:
         args: the options of ``fgd-distill fit``, and those of ``Calibration``.
@@ -92,24 +101,41 @@ def calibrate(args: Sequence[str]) -> FGDConfig:
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     cli = CalibrateCLI(args)
-    settings, configured, distiller = cli.settings, cli.weights, cli.model.distiller
-    distiller.teacher_cache = None  # a few batches are not worth a cache on disk
-    device = cli.trainer.strategy.root_device
+    settings, distiller, device = cli.settings, cli.model.distiller, cli.trainer.strategy.root_device
+    distiller.to(device).teacher_cache = None  # a few batches are not worth a cache on disk
     batches = _batches(cli.datamodule, settings.batches, device)
+    command = shlex.join(["fgd-distill", "calibrate", *args])
+    if cli.config.model.criterion is not None:
+        other = CriterionConfig(**cli.config.model.criterion.as_dict())
+        return _calibrate_criterion(distiller, batches, other, settings, command)
+    configured = cli.weights
     candidates = {name: FGDConfig(preset=name) for name in PRESETS}
     if resolved(configured) not in map(resolved, candidates.values()):
         candidates["as configured"] = configured
     temperatures = {resolved(candidate)[0] for candidate in candidates.values()}
     temperatures |= set() if settings.temperature is None else {settings.temperature}
-    measurement = measure(distiller.to(device), batches, temperatures)
+    measurement = measure(distiller, batches, temperatures)
     told = distiller.adapter.preset(distiller.student) if settings.preset == "auto" else settings.preset
     start = replace(configured, preset=told or configured.preset)
     proposed = propose(measurement, start, settings.bounds, settings.temperature, settings.ratios == "equal")
     print("\n".join(report(measurement, candidates | {"proposed": proposed})))
-    text = overlay(proposed, measurement, shlex.join(["fgd-distill", "calibrate", *args]))
-    write_text(settings.output, text)
-    print(f"\nwrote {settings.output}: give it to fit as the last --config after those given here")
+    _write(overlay(proposed, measurement, command), settings.output)
     return proposed
+
+
+def _calibrate_criterion(
+    distiller: DetectionDistiller, batches: list[Batch], config: CriterionConfig, settings: Calibration, command: str
+) -> CriterionConfig:
+    sizes = measure_sizes(distiller, batches)
+    proposed = propose_weight(sizes, config, settings.total)
+    print("\n".join(report_weight(sizes, proposed)))
+    _write(weight_overlay(proposed, sizes, command), settings.output)
+    return proposed
+
+
+def _write(text: str, output: str) -> None:
+    write_text(output, text)
+    print(f"\nwrote {output}: give it to fit as the last --config after those given here")
 
 
 def _batches(data: Any, count: int, device: Any) -> list[Batch]:

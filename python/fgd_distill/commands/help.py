@@ -17,6 +17,7 @@ CONFIGURED = (
     ("model", "training.module:DetectionModule"),
     ("model.student and model.teacher", DETECTOR),
     ("model.fgd", "criterion:FGDConfig"),
+    ("model.criterion", "criteria.by_name:CriterionConfig"),
     ("model.schedule", "schedule:Schedule"),
     ("model.lr_milestones", "training.learning_rate:LrMilestones"),
     ("model.teacher_cache", "training.teacher_cache:CacheConfig"),

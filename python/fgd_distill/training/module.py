@@ -15,10 +15,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from fgd_kernels import LOSS_NAMES
-
 from ..adapters import as_adapter
-from ..criterion import FGDConfig, build_criterion
+from ..criterion import CriterionConfig, FGDConfig, build_criterion
 from ..data.coco_json import category_names, check_same_categories
 from ..data.datamodule import Batch, CocoFolder
 from ..data.evaluation import CocoEvaluator
@@ -44,9 +42,10 @@ class DetectionModule(pl.LightningModule):
 
     Args:
         student: the detector to train.
-        teacher: the detector to learn from, with its weights; needed by ``inherit`` and ``fgd``.
+        teacher: the detector to learn from, with its weights; needed by ``inherit``, ``fgd`` and ``criterion``.
         inherit: whether the student starts with the teacher's neck and head.
         fgd: adds the FGD loss with these weights.
+        criterion: adds another loss on feature maps instead.
         student_layers, teacher_layers: modules whose feature maps are distilled; None takes the neck's.
         resize_teacher: whether teacher maps of another size are resized to the student's.
         schedule: the optimizer steps in which the FGD loss counts; None: all.
@@ -57,8 +56,9 @@ class DetectionModule(pl.LightningModule):
         adapter: of detectors of your own family, ``module:Class``; None chooses by the student's class.
 
     Raises:
-        ValueError: ``inherit`` or ``fgd`` without a teacher, a teacher without either or without weights, ``schedule``
-            or ``teacher_cache`` without ``fgd``, or both ``lr_scheduler`` and ``lr_milestones``.
+        ValueError: ``inherit`` or a loss without a teacher, a teacher without either or without weights, ``schedule``
+            or ``teacher_cache`` without a loss, both ``fgd`` and ``criterion``, or both ``lr_scheduler`` and
+            ``lr_milestones``.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class DetectionModule(pl.LightningModule):
         teacher: DetectorConfig | None = None,
         inherit: bool = False,
         fgd: FGDConfig | None = None,
+        criterion: CriterionConfig | None = None,
         student_layers: str | list[str] | None = None,
         teacher_layers: str | list[str] | None = None,
         resize_teacher: bool = False,
@@ -78,8 +79,11 @@ class DetectionModule(pl.LightningModule):
         adapter: str | None = None,
     ) -> None:
         super().__init__()
-        _check_teacher(teacher, inherit, fgd)
-        _check_unused(fgd, schedule=schedule, teacher_cache=teacher_cache)
+        if fgd is not None and criterion is not None:
+            raise FGDValueError("criterion: expected it or fgd, got both; give fgd: null")
+        loss = criterion if fgd is None else fgd
+        _check_teacher(teacher, inherit, loss)
+        _check_unused(loss, schedule=schedule, teacher_cache=teacher_cache)
         if lr_scheduler is not None and lr_milestones is not None:
             raise FGDValueError("lr_milestones: expected it or lr_scheduler, got both")
         self.student_config, self.cache_config = student, teacher_cache
@@ -92,12 +96,11 @@ class DetectionModule(pl.LightningModule):
             teacher_model = build_detector(teacher)
             if inherit:
                 inherit_from(model, teacher_model, adapter=self.adapter)
-            if fgd is not None:
-                criterion = build_criterion(model, teacher_model, student_layers, teacher_layers, fgd, self.adapter)
+            if loss is not None:
                 self.distiller = DetectionDistiller(
                     model,
                     teacher_model,
-                    criterion,
+                    build_criterion(model, teacher_model, student_layers, teacher_layers, loss, self.adapter),
                     student_layers,
                     teacher_layers,
                     self.adapter,
@@ -196,13 +199,14 @@ class DetectionModule(pl.LightningModule):
         self.log_dict(values, batch_size=images)
 
     def _level_terms(self) -> dict[str, Tensor]:
-        """Each level's share of each FGD term, where the distiller tells it."""
+        """Each level's share of each term of the loss, where the distiller tells it."""
         if self.distiller is None or self.distiller.level_terms is None:
             return {}
+        names: Any = self.distiller.criterion.loss_names
         return {
             f"level{level}/{name}": term
             for level, terms in enumerate(self.distiller.level_terms)
-            for name, term in zip(LOSS_NAMES, terms, strict=True)
+            for name, term in zip(names, terms, strict=True)
         }
 
     def on_validation_epoch_start(self) -> None:
@@ -268,12 +272,12 @@ class DetectionModule(pl.LightningModule):
             )
 
 
-def _check_teacher(teacher: DetectorConfig | None, inherit: bool, fgd: FGDConfig | None) -> None:
-    if teacher is None and (inherit or fgd is not None):
-        raise FGDValueError("teacher: inherit and fgd need one, got None")
-    if teacher is not None and not inherit and fgd is None:
+def _check_teacher(teacher: DetectorConfig | None, inherit: bool, loss: FGDConfig | CriterionConfig | None) -> None:
+    if teacher is None and (inherit or loss is not None):
+        raise FGDValueError("teacher: inherit, fgd and criterion need one, got None")
+    if teacher is not None and not inherit and loss is None:
         raise FGDValueError(
-            "teacher: expected inherit: true or fgd: {...} beside it, got neither, so it would be unused"
+            "teacher: expected inherit: true, fgd: {...} or criterion: {...} beside it, got none, so it would be unused"
         )
     if teacher is not None and teacher.weights is None:
         raise FGDValueError("teacher.weights: expected a file with trained weights, got None: it would teach noise")
@@ -287,9 +291,9 @@ def _check_total_steps(scheduler: Any, max_steps: int) -> None:
         )
 
 
-def _check_unused(fgd: FGDConfig | None, **options: object) -> None:
+def _check_unused(loss: FGDConfig | CriterionConfig | None, **options: object) -> None:
     for name, value in options.items():
-        if fgd is None and value is not None:
+        if loss is None and value is not None:
             raise FGDValueError(f"{name}: expected fgd: {{...}} beside it, got none, so it would be unused")
 
 
