@@ -3,9 +3,9 @@
     python -m bench.losses                        # all losses, CSV in runs/losses.csv
     python -m bench.losses --levels 1 --names fgd fgd_non_local fgd_none --rounds 3
 
-Levels of an 800x1344 batch of 2 (strides 8 to 128), 256 channels, 7 boxes an image, float32, one thread. In each round
-every loss runs once; `ratio` is the median over the rounds of its time divided by FGD's in the same round. Memory is the
-growth of a fresh process's peak resident set over one step, gradients of features and parameters included.
+Levels of an 800x1344 batch of 2 (strides 8 to 128), 256 channels, 7 boxes an image, float32, one thread. In each
+round every loss runs once; `ratio` is the median over the rounds of its time divided by FGD's in the same round. Memory
+is the growth of a fresh process's peak resident set over one step, gradients of features and parameters included.
 """
 
 import argparse
