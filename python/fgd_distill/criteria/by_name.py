@@ -23,7 +23,7 @@ CRITERIA = {
 
 @dataclass
 class CriterionConfig:
-    """Another loss than FGD's, to compare with; the page 'Which loss' describes them.
+    """Another loss than FGD's, to compare with.
 
     Args:
         name: ``imitation``, ``fgfi``, ``fkd``, ``defeat``, ``pkd``, ``cwd`` or ``mgd``.
