@@ -184,7 +184,8 @@ PARTS = {
 # These build detectors of torchvision's, by name and for the digits, and look into none.
 BUILDERS = {"detectors/by_name.py", "detectors/fcos_start.py", "digits/detectors.py"}
 MASKS = {"data/coco_folder.py", "data/datamodule.py", "data/evaluation.py"}  # those of annotations and of predictions
-TRAINERS = {"huggingface.py", "ultralytics.py"}  # the families' own trainers with a teacher; nothing imports them
+# The families' own trainers with a teacher; nothing imports them.
+TRAINERS = {"huggingface.py", "mmdet.py", "ultralytics.py"}
 
 
 def families() -> list[str]:

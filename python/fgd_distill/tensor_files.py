@@ -21,7 +21,17 @@ def save_tensors(path: str | Path, content: Any) -> None:
     write_stream(path, lambda out: torch.save(content, out), durable=True)
 
 
-def read_tensors(path: str | Path, expected: str, map_location: Any = "cpu") -> Any:
+class Blank:
+    """What an object of an unknown class in a file is read as: nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_tensors(path: str | Path, expected: str, map_location: Any = "cpu", blanks: bool = False) -> Any:
     """The content of a file of ``torch.save``: tensors and plain values. No code of the file is run.
 
     torch.load does not look at the checksums that the file has. This does.
@@ -30,6 +40,7 @@ def read_tensors(path: str | Path, expected: str, map_location: Any = "cpu") -> 
         path: the file.
         expected: what it should be, for messages.
         map_location: as for ``torch.load``.
+        blanks: whether other objects, such as a trainer's records, are read as ``Blank``; otherwise they are an error.
 
     Raises:
         OSError: the file is missing or the system cannot read it.
@@ -42,7 +53,10 @@ def read_tensors(path: str | Path, expected: str, map_location: Any = "cpu") -> 
     try:
         damaged = _damaged_record(path)
         if damaged is None:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            blanks = blanks and zipfile.is_zipfile(path)  # torch lists what is unknown for archives alone
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if blanks else []
+            with torch.serialization.safe_globals([(Blank, name) for name in unknown]):  # type: ignore[misc]
+                return torch.load(path, map_location=map_location, weights_only=True)
         reason = (
             f"its part {damaged} does not fit its checksum: the file is damaged (or was written with "
             "set_crc32_options(False): then load and save it once without)"
@@ -50,6 +64,15 @@ def read_tensors(path: str | Path, expected: str, map_location: Any = "cpu") -> 
     except Exception as error:  # damaged files raise a dozen types
         reason = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
     raise FGDValueError(f"{path}: expected {expected}, could not read it: {reason}")
+
+
+def without_blanks(content: Any) -> Any:
+    """A copy of plain values in dicts, lists and tuples, without what was read as ``Blank``."""
+    if isinstance(content, dict):
+        return {name: without_blanks(value) for name, value in content.items() if not isinstance(value, Blank)}
+    if isinstance(content, list | tuple):
+        return type(content)(without_blanks(value) for value in content if not isinstance(value, Blank))
+    return content
 
 
 def described(content: object) -> str:

@@ -114,7 +114,7 @@ def assert_steps_lower_the_loss(
         assert last < 0.9 * first, (terms, history)
 
 
-def snippet(name: str) -> str:
-    """The Python in docs/guides/detectors.md that is marked as runnable under this name."""
-    page = (Path(__file__).parents[2] / "docs" / "guides" / "detectors.md").read_text()
-    return page.split(f"<!-- runnable: {name} -->\n```python\n")[1].split("```")[0]
+def snippet(name: str, page: str = "guides/detectors.md") -> str:
+    """The Python of a page of docs/ that is marked as runnable under this name."""
+    text = (Path(__file__).parents[2] / "docs" / page).read_text()
+    return text.split(f"<!-- runnable: {name} -->\n```python\n")[1].split("```")[0]

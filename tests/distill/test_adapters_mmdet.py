@@ -1,28 +1,21 @@
 """MMDetection 3 from configs: training steps, frame, predictions and its own batches.
 
-mmcv's compiled operators are not built for the tests: that takes longer than all of them. In their place stands a
-module whose every function raises, but for non-maximum suppression, which is torchvision's. What runs here needs no
-other.
+mmcv's compiled operators are torchvision's, as mmcv_operators.py says.
 """
-
-import sys
-import types
 
 import pytest
 import torch
-import torchvision
 from adapter_checks import (
     assert_one_box_covers,
     assert_steps_lower_the_loss,
     assert_the_frame_is_the_steps,
     make_distiller,
-    snippet,
     two_images,
 )
+from mmcv_operators import use_mmdet
 
-import fgd_kernels as fgd
 from fgd_distill.adapters import adapter_for
-from fgd_distill.adapters.mmdet import MMDetectionAdapter, _pack
+from fgd_distill.adapters.mmdet import MMDetectionAdapter
 from fgd_distill.inheriting import inherit
 
 PREPROCESSOR = {
@@ -39,40 +32,9 @@ FOCAL = {"type": "FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, 
 CODER = {"type": "DeltaXYWHBBoxCoder"}
 
 
-class Operators(types.ModuleType):
-    """Stands for mmcv's compiled extension."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def missing(*args, **options):
-            raise RuntimeError(f"mmcv's compiled operator {name} is not built for the tests")
-
-        return missing
-
-    @staticmethod
-    def nms(boxes, scores, iou_threshold, offset):
-        assert offset == 0
-        return torchvision.ops.nms(boxes, scores, iou_threshold)
-
-    @staticmethod
-    def roi_align_forward(maps, rois, output, *_, spatial_scale, sampling_ratio, aligned, **size):
-        found = torchvision.ops.roi_align(maps, rois, output.shape[2:], spatial_scale, sampling_ratio, aligned)
-        output.copy_(found)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def mmdet():
-    pytest.importorskip("mmdet", reason="pip install --no-deps -r requirements-adapters.txt")
-    try:
-        import mmcv._ext  # noqa: F401
-    except ImportError:
-        sys.modules["mmcv._ext"] = Operators("mmcv._ext")
-    import mmdet.models  # noqa: F401
-    from mmengine.registry import init_default_scope
-
-    init_default_scope("mmdet")
+    use_mmdet()
 
 
 def build(config: dict, **changes):
@@ -374,42 +336,3 @@ def test_wrong_input_is_told(pair):
         adapter.check_pair(student, teacher.backbone)
     with pytest.raises(ValueError, match="data_preprocessor.*'swaps_channels': True.*'swaps_channels': False"):
         adapter.check_pair(student, build(retinanet(), data_preprocessor=PREPROCESSOR | {"bgr_to_rgb": False}))
-
-
-def test_the_detector_for_its_runner(tmp_path, monkeypatch):
-    """The one of docs/guides/detectors.md, with the step that MMEngine's Runner takes."""
-    from mmdet.registry import MODELS
-    from mmengine.config import ConfigDict
-    from mmengine.optim import OptimWrapper
-
-    torch.manual_seed(0)
-    exec(compile(snippet("mmdet"), "detectors.md", "exec"), {})
-    model = MODELS.build(ConfigDict(type="FGDDetector", student=retinanet(), teacher=retinanet(32))).train()
-    optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
-    images, targets = two_images()
-    history = [model.train_step(_pack(model.distiller.student, images, targets), optimizer) for _ in range(6)]
-    assert set(history[0]) == {"loss", "loss_cls", "loss_bbox", *fgd.LOSS_NAMES}
-    assert history[-1]["loss"] < history[0]["loss"]
-    names = {name.split(".")[1] for name in model.state_dict()}
-    assert names == {"student", "criterion"}
-    from mmengine.runner import load_checkpoint, save_checkpoint
-
-    state = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(state, str(tmp_path / "epoch_12.pth"))  # as the Runner's hook does
-    resumed = MODELS.build(ConfigDict(type="FGDDetector", student=retinanet(), teacher=retinanet(32))).train()
-    resumed.distiller.teacher.load_state_dict(model.distiller.teacher.state_dict())
-    again = OptimWrapper(torch.optim.AdamW(resumed.parameters(), lr=1e-3))
-    again.load_state_dict(load_checkpoint(resumed, str(tmp_path / "epoch_12.pth"), strict=True)["optimizer"])
-    steps = [
-        m.train_step(_pack(m.distiller.student, images, targets), o) for m, o in ((model, optimizer), (resumed, again))
-    ]
-    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=0)
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in model.state_dict().items())
-
-    monkeypatch.chdir(tmp_path)
-    exec(compile(snippet("mmdet-export"), "detectors.md", "exec"), {})
-    plain = MODELS.build(retinanet())
-    load_checkpoint(plain, str(tmp_path / "student.pth"), strict=True)
-    kept = torch.load("epoch_12.pth", weights_only=False)["state_dict"]
-    assert all(torch.equal(value, kept[f"distiller.student.{name}"]) for name, value in plain.state_dict().items())
-    assert len(model.eval().val_step(_pack(model.distiller.student, images, None))) == 2

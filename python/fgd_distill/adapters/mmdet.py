@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,9 +53,12 @@ class MMDetectionAdapter(DetectorAdapter):
         else:
             data = _pack(student, images, targets)
             _check_masks(student, targets)
-        data = _preprocessor(student)(data, training=True)
+        return self.prepared_step(_preprocessor(student)(data, training=True), student.loss)
+
+    def prepared_step(self, data: Mapping[str, Any], losses: Callable[[Tensor, Any], Mapping[str, Any]]) -> StudentStep:
+        """A step on what left the preprocessor, ``inputs`` and ``data_samples``; ``losses`` gives their losses."""
         batch, boxes = _frame(data)
-        return StudentStep(_scalars(student.loss(batch, data["data_samples"])), batch, boxes)
+        return StudentStep(_scalars(losses(batch, data["data_samples"])), batch, boxes)
 
     def run_backbone(self, model: Any, batch: Tensor) -> Any:
         return model.extract_feat(batch)
