@@ -8,6 +8,7 @@ deformable convolution.
 import sys
 import types
 from importlib.machinery import ModuleSpec
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,15 @@ from torchvision import ops
 
 
 class Operators(types.ModuleType):
-    """Stands for mmcv's compiled extension. Results are written into arguments, as there."""
+    """Stands for mmcv's compiled extension. Results are written into arguments, as there. ``asked`` has the names of
+    the operators that were looked up, all of them when mmcv is imported, and then one a call."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and name != "asked":
+            Operators.asked.add(name)
+        return super().__getattribute__(name)
 
     def __getattr__(self, name):
         if name.startswith("__"):

@@ -46,17 +46,20 @@ def write_digits(folder: Path, train: int = 4, val: int = 2) -> Path:
     return folder
 
 
-def shrink_model(model) -> None:
-    """Fewer layers and channels, ten classes, and torchvision's RoI pooling, whose gradient is built."""
+def shrink_model(model, depth: int) -> None:
+    """Fewer layers and channels, ten classes, and torchvision's RoI pooling, whose gradient is built.
+
+    Args:
+        model: a detector's config.
+        depth: of the backbone; 50, ResNeXt's smallest, has four times the channels of 18.
+    """
     backbone = model.backbone
-    backbone.base_channels, backbone.init_cfg = CHANNELS, None
+    backbone.update(depth=depth, base_channels=CHANNELS, init_cfg=None)
     if backbone.type == "ResNeXt":
-        backbone.update(depth=50, groups=4, base_width=4)  # the smallest that it has
-    else:
-        backbone.depth = 18
-    expansion = 4 if backbone.depth == 50 else 1
+        backbone.update(groups=4, base_width=4)
     _shrink(model)
-    model.neck.in_channels = [CHANNELS * expansion * 2**stage for stage in range(4)]
+    width = CHANNELS * (4 if depth == 50 else 1)
+    model.neck.in_channels = [width * 2**stage for stage in range(4)]
     if model.neck.get("norm_cfg"):
         model.neck.norm_cfg = NORM
     if model.get("bbox_head") and model.bbox_head.type != "RetinaHead":
@@ -66,6 +69,7 @@ def shrink_model(model) -> None:
 WIDTHS = ("in_channels", "out_channels", "feat_channels", "point_feat_channels", "conv_out_channels", "fc_out_channels")
 SMALL = dict.fromkeys(WIDTHS, CHANNELS)
 SMALL |= {"num_classes": 10, "stacked_convs": 1, "num_convs": 1, "nms_pre": 100, "max_per_img": 20, "num": 16}
+SMALL |= {"score_thr": 0.0}  # untrained detectors are sure of nothing
 
 
 def _shrink(part) -> None:
@@ -74,7 +78,7 @@ def _shrink(part) -> None:
             _shrink(inner)
     elif isinstance(part, dict):
         for name, value in part.items():
-            if name in SMALL and isinstance(value, int):
+            if name in SMALL and isinstance(value, int | float):
                 part[name] = SMALL[name]
             else:
                 _shrink(value)
@@ -124,9 +128,10 @@ def small_config(path: str, data: Path, folder: Path, epochs: int = 1):
     from mmengine.hub import get_config
 
     config = Config.fromfile(path)
-    shrink_model(config.model)
     config.model.teacher = get_config(config.model.teacher).model
-    shrink_model(config.model.teacher)
+    depth = 50 if config.model.teacher.backbone.type == "ResNeXt" else 18
+    for model in (config.model, config.model.teacher):
+        shrink_model(model, depth)
     folder.mkdir(exist_ok=True)
     torch.manual_seed(1)
     teacher = folder / "teacher.pth"
@@ -142,6 +147,8 @@ def small_config(path: str, data: Path, folder: Path, epochs: int = 1):
 
 def plain_model(config):
     """The student's own config, of one that was laid over it."""
+    from mmengine.config import ConfigDict
+
     model = config.model.to_dict()
     own = {"teacher", "teacher_checkpoint", "inherit", "distillation", "student"}
-    return {name: value for name, value in model.items() if name not in own} | {"type": model["student"]}
+    return ConfigDict({name: value for name, value in model.items() if name not in own}, type=model["student"])

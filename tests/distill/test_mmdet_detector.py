@@ -103,8 +103,7 @@ def test_a_config_laid_over_the_students_own_and_one_config_for_both(tmp_path, t
     from mmdet.apis import init_detector
     from mmengine.config import Config
 
-    data = {"dataset": {"metainfo": {"palette": [(0, 0, 0)]}}}
-    Config({"model": retinanet(), "test_dataloader": data}).dump(tmp_path / "student.py")
+    Config({"model": retinanet()}).dump(tmp_path / "student.py")
     Config({"model": retinanet(32)}).dump(tmp_path / "teacher_config.py")
     head = '_base_ = "student.py"\ncustom_imports = dict(imports=["fgd_distill.mmdet"], allow_failed_imports=False)\n'
     (tmp_path / "over.py").write_text(
@@ -120,7 +119,7 @@ def test_a_config_laid_over_the_students_own_and_one_config_for_both(tmp_path, t
     train(over, 1)
     torch.save({"state_dict": over.state_dict(), "meta": {"dataset_meta": {"CLASSES": ("a", "b")}}}, tmp_path / "x.pth")
     for config in (tmp_path / "over.py", tmp_path / "student.py"):
-        found = init_detector(str(config), str(tmp_path / "x.pth"), device="cpu")
+        found = init_detector(str(config), str(tmp_path / "x.pth"), palette="random", device="cpu")
         assert found.dataset_meta["classes"] == ("a", "b") and not found.training
         assert all(torch.equal(value, over.state_dict()[name]) for name, value in found.state_dict().items())
     both = build(**{k: v for k, v in Config.fromfile(tmp_path / "both.py").model.items() if k != "type"})
