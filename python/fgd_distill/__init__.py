@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .adapters import DetectorAdapter, StudentStep, TorchvisionAdapter, register_adapter
     from .distiller import DetectionDistiller, DistilledFeatures, TeacherCache
     from .distilling import distil
+    from .feature_taps import FeatureTaps, LossInputs
     from .inheriting import InheritReport, inherit
     from .schedule import Schedule
 
@@ -16,7 +17,9 @@ __all__ = [
     "DetectionDistiller",
     "DetectorAdapter",
     "DistilledFeatures",
+    "FeatureTaps",
     "InheritReport",
+    "LossInputs",
     "Schedule",
     "StudentStep",
     "TeacherCache",
@@ -31,6 +34,7 @@ __getattr__ = names_from(
         "adapters": ("DetectorAdapter", "StudentStep", "TorchvisionAdapter", "register_adapter"),
         "distiller": ("DetectionDistiller", "DistilledFeatures", "TeacherCache"),
         "distilling": ("distil",),
+        "feature_taps": ("FeatureTaps", "LossInputs"),
         "inheriting": ("InheritReport", "inherit"),
         "schedule": ("Schedule",),
     },

@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fgd_kernels import pack_boxes
-from fgd_kernels.boxes import doubtful_boxes
-
 from .adapters import DetectorAdapter, StudentStep, as_adapter
 from .adapters.batches import boxes_as_corners
 from .adapters.registry import check_plain
 from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
+from .feature_taps import doubts
 from .frozen_teacher import FrozenTeacher
 from .joined_optimizer import join
 from .optimizer_check import ChangeWatch, missing_parameters
@@ -52,6 +50,17 @@ class DistilledFeatures(NamedTuple):
     student: list[Tensor]
     teacher: list[Tensor]
     frames: list[tuple[int, int]]
+
+    def judged_by(self, criterion: Callable[..., Any], student: list[Tensor] | None = None, **options: Any) -> Any:
+        """What the criterion returns for these features, or for other ones of the student.
+
+        A criterion that has no argument ``foreground`` gets the boxes, whatever the family knows beyond them.
+        """
+        features = (self.student if student is None else student, self.teacher)
+        forward = getattr(criterion, "forward", criterion)
+        if self.step.foreground is not None and "foreground" in inspect.signature(forward).parameters:
+            return criterion(*features, foreground=self.step.foreground, **options)
+        return criterion(*features, self.step.boxes, self.frames, **options)
 
 
 class DetectionDistiller(FrozenTeacher):
@@ -195,12 +204,11 @@ class DetectionDistiller(FrozenTeacher):
                 f"student_layers: the outputs of {self.student_layers} carry no gradient, so nothing would be "
                 "distilled; are they frozen, or run by a reentrant torch.utils.checkpoint?"
             )
-        inputs = (features.student, features.teacher, features.step.boxes, features.frames)
         self._look_at_inputs(features)
         if self._tells_levels:
-            terms, levels = self.criterion(*inputs, return_levels=True)
+            terms, levels = features.judged_by(self.criterion, return_levels=True)
         else:
-            terms, levels = self.criterion(*inputs), None
+            terms, levels = features.judged_by(self.criterion), None
         if not isinstance(terms, Mapping):
             raise FGDTypeError(f"criterion: expected it to return a dict of losses, got {type(terms).__name__}")
         self._term_names = tuple(terms)
@@ -208,20 +216,12 @@ class DetectionDistiller(FrozenTeacher):
         return dict(terms) if factor == 1 else {name: term * factor for name, term in terms.items()}
 
     def _look_at_inputs(self, features: DistilledFeatures) -> None:
-        """Warns, once, of boxes that look like fractions and of levels from coarse to fine; waits for a GPU, once."""
+        """Warns, once, of what looks wrong in them; waits for a GPU, once."""
         if self._inputs_looked_at or not any(len(boxes) for boxes in features.step.boxes):
             return
         self._inputs_looked_at = True
-        packed = pack_boxes([b.float() for b in features.step.boxes], features.frames, features.step.batch.device)
-        if doubt := doubtful_boxes(packed):
+        for doubt in doubts(features.student, features.step.boxes, features.frames, self.student_layers):
             warnings.warn(doubt, stacklevel=4)
-        areas = [feature.shape[2] * feature.shape[3] for feature in features.student]
-        if areas != sorted(areas, reverse=True):
-            warnings.warn(
-                f"student_layers: expected feature maps from fine to coarse, got {self.student_layers} with {areas} "
-                "pixels; level_weights and logs count levels in that order",
-                stacklevel=4,
-            )
 
     def features(self, images: Any, targets: Any) -> DistilledFeatures:
         """Runs student and teacher, in the mode that the student is in, and returns what the criterion would get.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch.distributed
+from torch import Tensor
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -24,6 +26,29 @@ def gather(results: dict[Key, Value]) -> dict[Key, Value]:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, results)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def from_first_process(value: Value) -> Value:
+    """The first process's value, on each; tensors come on the device where they were."""
+    if not _distributed():
+        return value
+    held = [value]
+    torch.distributed.broadcast_object_list(held, 0)
+    return held[0]
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Gradients of parameters that no DistributedDataParallel holds become their means over the processes."""
+    if not _distributed():
+        return
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not grads:
+        return
+    together = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(together)
+    together /= torch.distributed.get_world_size()
+    for grad, mean in zip(grads, together.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
 
 
 def leave_processes() -> None:

@@ -1,71 +1,111 @@
-"""Ultralytics' own trainer with a teacher. Importing this imports ``ultralytics``, which is licensed under the AGPL.
+"""Ultralytics' own trainers with a teacher. Importing this imports ``ultralytics``, which is licensed under the AGPL.
 
 YOLO("yolov8n.yaml").train(trainer=FGDTrainer.with_teacher("teacher.pt"), data="coco.yaml", epochs=100)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from ultralytics import YOLO
+from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import unwrap_model
 
+from .adapters.ultralytics import is_rt_detr
+from .calibration.choose import choose_weights
+from .criterion import WEIGHTS
 from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDTypeError, FGDValueError
+from .files import write_text
+from .processes import average_gradients, from_first_process
+
+_TRAINERS = {"detect": DetectionTrainer, "segment": SegmentationTrainer, "pose": PoseTrainer, "obb": OBBTrainer}
+_CALIBRATED = "fgd_weights.yaml"
+"""In the run's folder: what ``weights="calibrate"`` found, for a resumed training."""
 
 
 class FGDTrainer(DetectionTrainer):
-    """Ultralytics' trainer of detectors, with the distillation loss added to the detector's own.
+    """Ultralytics' trainer of a task, with the distillation loss added to the model's own.
 
-    Data, augmentation, schedule, mixed precision and checkpoints are Ultralytics'. A checkpoint's model is the plain
-    student; the loss's own parameters are saved with the optimizer's state, so that ``resume=True``, given with the
-    same trainer, continues them too. The terms are logged beside the detector's losses.
+    It is that task's trainer: detect, segment, pose or obb, or RT-DETR's where the model's file says so. Data,
+    augmentation, schedule, mixed precision, several devices and checkpoints are Ultralytics'. A checkpoint's model is
+    the plain student; the loss's own parameters are saved with the optimizer's state, so that ``resume=True``, given
+    with the same trainer, continues them too. The terms are logged beside the model's losses.
 
-    Like Ultralytics' own losses, they are multiplied by the batch size. A ``schedule`` counts batches here.
+    Like YOLO's own losses, they are multiplied by the batch size. A ``schedule`` counts batches here. With
+    ``compile=True`` the layers of both networks are compiled, and not the loss.
     """
 
     teacher: nn.Module | str | Path | None = None
     settings: Mapping[str, Any] = {}
+    weights: str | None = None
     distiller: DetectionDistiller
 
+    def __new__(cls, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> FGDTrainer:
+        task = (overrides or {}).get("task") or "detect"
+        if task not in _TRAINERS:
+            raise FGDValueError(f"task: expected one of {', '.join(_TRAINERS)} for distillation, got {task}")
+        base = RTDETRTrainer if "rtdetr" in Path(str((overrides or {}).get("model"))).stem else _TRAINERS[task]
+        return object.__new__(cls if issubclass(cls, base) else type(cls.__name__, (cls, base), {}))
+
     @classmethod
-    def with_teacher(cls, teacher: nn.Module | str | Path, **settings: Any) -> type[FGDTrainer]:
+    def with_teacher(
+        cls, teacher: nn.Module | str | Path, weights: str | None = None, **settings: Any
+    ) -> type[FGDTrainer]:
         """The trainer's class with a teacher, to be given as ``trainer=``.
 
         Args:
-            teacher: a detector's file, such as ``best.pt`` of a training; or ``YOLO(...)``; or the network in it.
+            teacher: a model's file, such as ``best.pt`` of a training; or ``YOLO(...)``; or the network in it.
+            weights: ``calibrate`` chooses temperature and weights by a few of the training's own batches before the
+                first step, as ``fgd-distill calibrate`` does. None takes those of the settings.
             settings: as ``fgd_distill.distil`` takes them: ``preset``, ``layers``, ``alpha`` and so on.
         """
-        return type(cls.__name__, (cls,), {"teacher": teacher, "settings": settings})
+        if weights not in (None, "calibrate"):
+            raise FGDValueError(f"weights: expected 'calibrate' or None, got {weights!r}")
+        return type(cls.__name__, (cls,), {"teacher": teacher, "settings": settings, "weights": weights})
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         if self.teacher is None:
             raise FGDTypeError("FGDTrainer: expected a teacher, got none; give trainer=FGDTrainer.with_teacher(...)")
-        if self.world_size > 1:
-            raise FGDValueError(f"device: expected one for distillation, got {self.world_size} of them")
-        if self.args.compile:
-            raise FGDValueError(f"compile: expected False for distillation, got {self.args.compile!r}")
         self._batches = 0  # seen so far, for the schedule
 
     def build_optimizer(self, model: nn.Module, *args: Any, **options: Any) -> Optimizer:
         optimizer = super().build_optimizer(model, *args, **options)
-        self.distiller = distil(model, _network(self.teacher).to(self.device), **self.settings)
+        self.distiller = distil(unwrap_model(model), _network(self.teacher).to(self.device), **self.settings)
+        self.distiller.criterion.load_state_dict(from_first_process(self.distiller.criterion.state_dict()))
         plain = next(group for group in optimizer.param_groups if group["param_group"] == "bn")  # without weight decay
         self.distiller.join(optimizer, **{name: value for name, value in plain.items() if name != "params"})
         return optimizer
 
     def _setup_train(self) -> None:
+        # Compiled as one, the student would not call its layers, whose outputs are distilled.
+        compile_mode, self.args.compile = self.args.compile, False
         super()._setup_train()
-        student: Any = self.model
+        model: Any = self.model
+        student: Any = unwrap_model(model)
+        if self.weights:
+            self._calibrate()
+        if compile_mode:
+            teacher: Any = self.distiller.teacher
+            for layer in (*student.model, *teacher.model):
+                layer.compile(mode=None if compile_mode is True else compile_mode)
         plain = student.forward
         self._batches = self.start_epoch * len(self.train_loader)
+        per_image = not is_rt_detr(student)
 
         def forward(x: Any, *args: Any, **options: Any) -> Any:
             if not (student.training and isinstance(x, Mapping)):
@@ -73,10 +113,31 @@ class FGDTrainer(DetectionTrainer):
             self.distiller.set_step(self._batches)
             self._batches += 1
             losses = self.distiller(x)
-            total: Tensor = torch.stack(list(losses.values())) * len(x["img"])
+            total: Tensor = torch.stack(list(losses.values())) * (len(x["img"]) if per_image else 1)
             return total, {name: loss.detach() for name, loss in losses.items()}
 
         student.forward = forward
+
+    def _calibrate(self) -> None:
+        """Weights by a few training batches, or those that a training which goes on has begun with."""
+        file = self.save_dir / _CALIBRATED
+        if self.resume and not file.exists():
+            raise FGDValueError(f"weights: expected {file}, which the training wrote when it began, to resume it")
+        if self.resume:
+            found = yaml.safe_load(file.read_text())
+        else:
+            batches = [(self.preprocess_batch(batch), None) for batch in itertools.islice(self.train_loader, 4)]
+            config = choose_weights(self.distiller, batches, **self.settings)
+            found = from_first_process({name: getattr(config, name) for name in ("temperature", *WEIGHTS)})
+            write_text(file, yaml.safe_dump(found))
+        for name, value in found.items():
+            setattr(self.distiller.criterion, name, value)
+        LOGGER.info(f"distil: calibrated to {', '.join(f'{name} {value:g}' for name, value in found.items())}")
+
+    def optimizer_step(self) -> None:
+        # DistributedDataParallel holds the student alone.
+        average_gradients(self.distiller.criterion.parameters())
+        super().optimizer_step()
 
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)

@@ -218,11 +218,11 @@ def test_wrong_input_is_told(pair):
     with pytest.raises(TypeError, match=r"images\['img'\].*uint8"):
         adapter.student_step(student, own_batch(images, targets) | {"img": torch.zeros(2, 3, 64, 64).byte()}, None)
     with pytest.raises(
-        TypeError, match="teacher: expected a YOLO detector, got SegmentationModel with the head Segment"
+        TypeError, match="teacher: expected a YOLO detector, got ClassificationModel with the head Classify"
     ):
-        from ultralytics.nn.tasks import SegmentationModel
+        from ultralytics.nn.tasks import ClassificationModel
 
-        adapter.check_pair(student, SegmentationModel("yolov8n-seg.yaml", verbose=False))
+        adapter.check_pair(student, ClassificationModel("yolov8n-cls.yaml", verbose=False))
     with pytest.raises(ValueError, match="teacher: its largest stride, 64, must divide the student's, 32"):
         adapter.check_pair(student, build("yolov8n-p6.yaml"))
     with pytest.raises(ValueError, match="student: expected parameters to train"):
@@ -353,7 +353,7 @@ def test_its_trainer_refuses_what_it_cannot_do(ultralytics, training):
 
     for trainer, options, told in (
         (FGDTrainer, {}, "expected a teacher, got none"),
-        (FGDTrainer.with_teacher("teacher.pt"), {"compile": True}, "compile: expected False"),
+        (FGDTrainer.with_teacher("teacher.pt"), {"task": "classify"}, "task: expected one of detect, segment"),
     ):
         with pytest.raises((TypeError, ValueError), match=told):
             ultralytics.YOLO("yolov8n.yaml").train(trainer=trainer, epochs=1, **training | options)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from fgd_kernels.foreground import Foreground
+
 from .presets import preset_by_name
 
 
@@ -22,11 +24,13 @@ class StudentStep:
         losses: the detector's own losses, scalars with gradient, weighted: their sum is what it minimises.
         batch: (N, 3, H, W), the very tensor that the backbone got: resized, normalised and padded.
         boxes: one float tensor (n_i, 4) an image, on the device of ``batch``, xyxy in pixels of ``batch``.
+        foreground: where boxes say too little, what ``fgd_kernels.fgd_loss`` takes in their place.
     """
 
     losses: dict[str, Tensor]
     batch: Tensor
     boxes: list[Tensor]
+    foreground: Foreground | None = None
 
 
 class Frame(NamedTuple):

@@ -58,7 +58,7 @@ class Measurement:
         attention: by temperature, one entry a level.
         temperature: the proposed one.
         recall: of the images' objects, the share that the teacher finds: with as many detections an image as it has
-            objects, of any class, and an IoU of 0.5. None without objects.
+            objects, of any class, and an IoU of 0.5. None without objects, and for a family's own batches.
     """
 
     images: int
@@ -92,7 +92,7 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
 
     Args:
         distiller: student, teacher and an ``FGDLoss``, whose attention, split and level weights count.
-        batches: as the data module's loader gives them, on the distiller's device.
+        batches: as the data module's loader gives them, or what else the adapter takes, on the distiller's device.
         temperatures: to measure, besides the one that is proposed.
 
     Raises:
@@ -101,6 +101,7 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
     if not batches:
         raise FGDValueError("batches: expected at least one, got none")
     distiller.train()
+    images_seen = 0
     maps = _activations(distiller, batches)
     proposed = temperature_for(maps)
     wanted = dict.fromkeys([*temperatures, proposed])
@@ -108,17 +109,17 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
     terms: dict[float, list[Tensor]] = {temperature: [] for temperature in wanted}
     for images, targets in batches:
         features = distiller.features(images, targets)
+        images_seen += len(features.step.batch)
         for name, loss in features.step.losses.items():
             detector[name].append(float(loss))
-        inputs = (features.student, features.teacher, features.step.boxes, features.frames)
         for temperature in wanted:
             criterion = _unweighted(distiller.criterion, temperature)
-            terms[temperature].append(criterion(*inputs, return_levels=True)[1].double().cpu())
+            terms[temperature].append(features.judged_by(criterion, return_levels=True)[1].double().cpu())
     means = {name: fmean(values) for name, values in detector.items()}
     if not 0 < sum(means.values()) < float("inf"):
         raise FGDValueError(f"student: expected a loss above 0 and finite on the training images, got {means}")
     return Measurement(
-        images=sum(len(images) for images, _ in batches),
+        images=images_seen,
         detector=means,
         activation=[fmean(float(batch.mean()) for batch in level) for level in maps],
         terms={temperature: torch.stack(parts).mean(dim=0) for temperature, parts in terms.items()},
@@ -154,6 +155,8 @@ def _recall(distiller: DetectionDistiller, batches: Sequence[Batch]) -> float | 
     found = objects = 0
     teacher = distiller.teacher.eval()
     for images, targets in batches:
+        if targets is None:
+            return None
         for detected, target in zip(distiller.adapter.predict(teacher, images), targets, strict=True):
             boxes = target["boxes"]
             strongest = detected["boxes"][detected["scores"].argsort(descending=True)[: len(boxes)]]

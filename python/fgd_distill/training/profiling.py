@@ -55,8 +55,8 @@ def measure_step(distiller: DetectionDistiller, batch: Batch, repeats: int = 12)
     distiller.train()
     optimizer = torch.optim.AdamW(distiller.parameters(), lr=1e-6)
     with torch.no_grad():
-        step, student_features, teacher_features, frames = distiller.features(images, targets)
-    for feature in student_features:
+        features = distiller.features(images, targets)
+    for feature in features.student:
         feature.requires_grad_()
 
     def update(losses: dict[str, Tensor]) -> None:
@@ -65,13 +65,13 @@ def measure_step(distiller: DetectionDistiller, batch: Batch, repeats: int = 12)
         optimizer.step()
 
     def loss_only() -> None:
-        terms = distiller.criterion(student_features, teacher_features, step.boxes, frames)
+        terms = features.judged_by(distiller.criterion)
         torch.stack(list(terms.values())).sum().backward()
 
     parts = (
         lambda: update(distiller(images, targets)),
         lambda: update(distiller.adapter.student_step(distiller.student, images, targets).losses),
-        lambda: distiller.teacher_features(step.batch),
+        lambda: distiller.teacher_features(features.step.batch),
         loss_only,
     )
     return StepCost(*_alternating_medians(parts, repeats))

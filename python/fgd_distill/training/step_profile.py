@@ -173,7 +173,7 @@ def _forward_and_backward(
             clock.mark(TEACHER)
             # The loss from leaves of its own: its backward pass then ends at them, and can be timed by itself.
             leaves = [feature.detach().requires_grad_() for feature in features.student]
-            terms = module.distiller.criterion(leaves, features.teacher, features.step.boxes, features.frames)
+            terms = features.judged_by(module.distiller.criterion, leaves)
             clock.mark(LOSS)
         _total(terms).backward()
         clock.mark(LOSS_BACKWARD)

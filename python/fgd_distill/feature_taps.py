@@ -1,0 +1,204 @@
+"""Feature maps and boxes for the loss in anybody's training loop, without an adapter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from typing_extensions import Self
+
+from fgd_kernels import FGDLoss, pack_boxes
+from fgd_kernels.boxes import doubtful_boxes, doubtful_frame
+
+from .adapters.registry import check_plain
+from .errors import FGDRuntimeError, FGDValueError
+from .frozen_teacher import FrozenTeacher
+from .taps import LayerTap, find_layer, layer_names
+
+FITS = ("stretch", "pad", "centre")
+
+
+class LossInputs(NamedTuple):
+    """What the loss is called with: ``criterion(*inputs)``.
+
+    Args:
+        student, teacher: one (N, C, H, W) a level.
+        boxes: one float tensor (n_i, 4) an image, xyxy in pixels of the batch.
+        image_sizes: one (height, width) an image: the batch's, which every whole map covers.
+    """
+
+    student: list[Tensor]
+    teacher: list[Tensor]
+    boxes: list[Tensor]
+    image_sizes: list[tuple[int, int]]
+
+
+class FeatureTaps(FrozenTeacher):
+    """Taps two models in a loop of your own, whatever they are and however they are called.
+
+    The loop runs the student as it always does, inside of ``with taps:``; ``inputs`` then runs the teacher on the same
+    batch, in eval mode, without gradient and no further than its last tapped layer. Both models may be wrapped by
+    DistributedDataParallel, as accelerate does; hooks exist only inside of the block.
+
+    Args:
+        student: the model that is trained.
+        teacher: the model to learn from, on the batch's device.
+        layers: name or names of the student's modules whose outputs are distilled, from fine to coarse, such as
+            ``backbone.fpn``; outputs may be tensors (N, C, H, W), or dicts, lists or tuples of them.
+        teacher_layers: the same of the teacher; None takes the names in ``layers``.
+        run_teacher: called as ``run_teacher(teacher, batch)``; None calls ``teacher(batch)``.
+
+    Raises:
+        ValueError: a layer does not exist; the message lists close names.
+        TypeError: a model is wrapped by torch.compile, which would not call its layers.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        layers: str | Sequence[str],
+        teacher_layers: str | Sequence[str] | None = None,
+        run_teacher: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = layer_names(layers)
+        self.teacher_layers = self.layers if teacher_layers is None else layer_names(teacher_layers)
+        # Not as a submodule: the student belongs to the loop.
+        object.__setattr__(self, "student", _inside("student", student))
+        self.teacher = _inside("teacher", teacher)
+        for model, names in ((self.student, self.layers), (self.teacher, self.teacher_layers)):
+            for name in names:
+                find_layer(model, name)
+        self.run_teacher = run_teacher or (lambda teacher, batch: teacher(batch))
+        self._tap: LayerTap | None = None
+        self._looked_at = False
+
+    student: nn.Module
+
+    def __enter__(self) -> Self:
+        self._tap = LayerTap(self.student, self.layers)
+        self._tap.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._tap is not None:
+            self._tap.__exit__(*error)
+
+    @torch.no_grad()
+    def criterion(self, batch: Tensor, preset: str = "one_stage_anchor", **settings: Any) -> FGDLoss:
+        """The loss for these maps, on the batch's device; its parameters belong in the optimizer.
+
+        Args:
+            batch: (N, 3, H, W); both models run on it once, in eval mode, to tell their channels. The student has to
+                take it alone, as the teacher does.
+            preset, settings: as ``fgd_kernels.FGDLoss`` takes them.
+        """
+        modes = [(module, module.training) for module in self.student.modules()]
+        self.student.eval()
+        try:
+            with LayerTap(self.student, self.layers, stop=True) as tap:
+                self.student(batch)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        ours, theirs = ([f.shape[1] for f in maps] for maps in (tap.features(), self._teacher_maps(batch)))
+        return FGDLoss(ours, theirs, preset=preset, **settings).to(batch.device)
+
+    def inputs(
+        self,
+        batch: Tensor,
+        boxes: Sequence[Tensor],
+        sizes: Sequence[Sequence[float]] | None = None,
+        fit: str = "stretch",
+    ) -> LossInputs:
+        """What the loss is called with, after the student has run inside of the ``with`` block.
+
+        Args:
+            batch: (N, 3, H, W), the tensor that the student got: resized, normalised and padded.
+            boxes: one float tensor (n_i, 4) an image, xyxy in pixels.
+            sizes: one (height, width) an image: of the image in which its boxes are counted, before it was resized to
+                the batch. None: boxes are in pixels of the batch.
+            fit: how such an image became one of the batch: ``stretch`` to its height and width; or by one factor, as
+                large as fits, and then ``pad`` at the right and at the bottom, or ``centre``, as much on both sides.
+
+        Raises:
+            RuntimeError: the student did not run inside of the block.
+            ValueError: student and teacher give different numbers or sizes of maps; or ``boxes``, ``sizes`` or ``fit``
+                are wrong.
+        """
+        if self._tap is None:
+            raise FGDRuntimeError("inputs: expected the student to have run in `with taps:`, but it was not entered")
+        student, teacher = self._tap.features(), self._teacher_maps(batch)
+        self._tap = None
+        shapes = [[tuple(feature.shape[2:]) for feature in maps] for maps in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            raise FGDValueError(f"maps: expected the teacher's of the student's sizes, {shapes[0]}, got {shapes[1]}")
+        height, width = (int(side) for side in batch.shape[-2:])
+        frames = [(height, width)] * len(batch)
+        placed = list(boxes) if sizes is None else boxes_in_batch(boxes, sizes, (height, width), fit)
+        found = LossInputs(student, teacher, placed, frames)
+        if not self._looked_at:
+            self._looked_at = True
+            for doubt in doubts(student, placed, frames, self.layers):
+                warnings.warn(doubt, stacklevel=2)
+        return found
+
+    def _teacher_maps(self, batch: Tensor) -> list[Tensor]:
+        self.teacher.eval()
+        with torch.no_grad(), LayerTap(self.teacher, self.teacher_layers, stop=True) as tap:
+            self.run_teacher(self.teacher, batch.detach())
+        return tap.features()
+
+
+def boxes_in_batch(
+    boxes: Sequence[Tensor], sizes: Sequence[Sequence[float]], frame: tuple[int, int], fit: str = "stretch"
+) -> list[Tensor]:
+    """Boxes where their images are in a batch; see ``FeatureTaps.inputs``.
+
+    Args:
+        boxes: one float tensor (n_i, 4) an image, xyxy in pixels of an image of its size in ``sizes``.
+        sizes: one (height, width) an image.
+        frame: height and width of the batch.
+        fit: ``stretch``, ``pad`` or ``centre``.
+    """
+    if fit not in FITS:
+        raise FGDValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+    if len(sizes) != len(boxes):
+        raise FGDValueError(f"sizes: expected one (height, width) for each of {len(boxes)} images, got {len(sizes)}")
+    placed = []
+    for box, (height, width) in zip(boxes, sizes, strict=True):
+        down, across = frame[0] / height, frame[1] / width
+        if fit != "stretch":
+            down = across = min(down, across)
+        left, top = ((frame[1] - across * width) / 2, (frame[0] - down * height) / 2) if fit == "centre" else (0.0, 0.0)
+        placed.append(box * box.new_tensor([across, down, across, down]) + box.new_tensor([left, top, left, top]))
+    return placed
+
+
+def doubts(
+    maps: Sequence[Tensor], boxes: Sequence[Tensor], frames: Sequence[tuple[int, int]], layers: Sequence[str]
+) -> list[str]:
+    """What makes a loss's inputs look wrong though each could be meant: fractions for boxes, a frame of another shape
+    than the maps, levels from coarse to fine. Reads values, so it waits for a GPU."""
+    packed = pack_boxes([box.float() for box in boxes], frames, maps[0].device)
+    found = [doubtful_boxes(packed), doubtful_frame(packed.sizes, [feature.shape[2:] for feature in maps])]
+    areas = [feature.shape[2] * feature.shape[3] for feature in maps]
+    if areas != sorted(areas, reverse=True):
+        found.append(
+            f"layers: expected feature maps from fine to coarse, got {list(layers)} with {areas} pixels; level_weights "
+            "and logs count levels in that order"
+        )
+    return [doubt for doubt in found if doubt]
+
+
+def _inside(role: str, model: Any) -> nn.Module:
+    """The model inside of what accelerate and DistributedDataParallel put around it."""
+    if isinstance(model, DistributedDataParallel | DataParallel):
+        model = model.module
+    check_plain(role, model)
+    return model

@@ -1,0 +1,128 @@
+"""The loss in a loop of one's own: two tapped models, boxes in the batch's frame, and what is told once."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fgd_kernels as fgd
+from fgd_distill import FeatureTaps, LossInputs
+from fgd_distill.feature_taps import boxes_in_batch
+
+
+class Model(nn.Module):
+    """Two maps of strides 4 and 8, and a loss; what comes behind the neck is counted."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 4, 4), nn.BatchNorm2d(channels))
+        self.neck = nn.Conv2d(channels, channels, 3, 2, 1)
+        self.heads = 0
+
+    def forward(self, batch):
+        fine = self.stem(batch)
+        coarse = self.neck(fine)
+        self.heads += 1
+        return fine.square().mean() + coarse.square().mean()
+
+
+BOXES = [torch.tensor([[4.0, 8, 20, 24]]), torch.zeros(0, 4)]
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    return Model(6), Model(8)
+
+
+def test_the_loss_in_a_loop(models):
+    """The numbers are those of features taken by hand; the teacher stops at its last layer and stays as it is."""
+    student, teacher = models
+    taps, images = FeatureTaps(student, teacher, ["stem", "neck"]), torch.rand(2, 3, 32, 48)
+    before = copy.deepcopy(student.state_dict())
+    criterion = taps.criterion(images, temperature=2.0)
+    assert student.training and all(torch.equal(v, student.state_dict()[k]) for k, v in before.items())
+    assert [level.align is not None for level in criterion.levels] == [True, True]
+    with taps:
+        own = student(images)
+    inputs = taps.inputs(images, BOXES)
+    assert isinstance(inputs, LossInputs) and inputs.image_sizes == [(32, 48)] * 2 and teacher.heads == 0
+    losses = criterion(*inputs)
+    with torch.no_grad():
+        fine = teacher.eval().stem(images)
+        expected = [fine, teacher.neck(fine)]
+    torch.testing.assert_close(inputs.teacher, expected)
+    (own + sum(losses.values())).backward()
+    assert student.stem[0].weight.grad.abs().sum() > 0 and teacher.stem[0].weight.grad is None
+    assert not student.stem._forward_hooks and not list(taps.parameters())
+
+
+def test_wrapped_models_and_a_teacher_that_is_called_otherwise(models):
+    student, teacher = models
+    wrapped, images = nn.DataParallel(student), torch.rand(1, 3, 32, 32)
+    called = []
+    run = lambda model, batch: called.append(model) or model.stem(batch)  # noqa: E731
+    taps = FeatureTaps(wrapped, nn.DataParallel(teacher), "stem", run_teacher=run)
+    with taps:
+        wrapped(images)
+    assert taps.inputs(images, BOXES[:1]).student[0].shape == (1, 6, 8, 8) and called == [teacher]
+    with pytest.raises(TypeError, match="student: expected"):
+        FeatureTaps(torch.compile(student), teacher, "stem")
+
+
+@pytest.mark.parametrize(
+    ("fit", "expected"),
+    [("stretch", [4, 8, 20, 24]), ("pad", [4, 4, 20, 12]), ("centre", [4, 12, 20, 20])],
+)
+def test_boxes_in_the_batch(fit, expected):
+    """An image of 16 x 32 (height, width) in a batch of 32 x 32, by a factor of 1; stretched, its height doubles."""
+    (placed,) = boxes_in_batch([torch.tensor([[4.0, 4, 20, 12]])], [(16, 32)], (32, 32), fit)
+    assert placed.tolist() == [expected]
+
+
+def test_a_frame_of_another_shape_and_levels_in_reverse_are_told_once(models, recwarn):
+    student, teacher = models
+    for layers, images, boxes, words in (
+        (["neck", "stem"], torch.rand(2, 3, 32, 32), BOXES, "from fine to coarse, got ['neck', 'stem']"),
+        (["stem", "neck"], torch.rand(2, 3, 32, 32), [BOXES[0] / 64, BOXES[1]], "boxes: expected x1, y1, x2, y2"),
+    ):
+        taps = FeatureTaps(student, teacher, layers)
+        for _ in range(2):
+            with taps:
+                student(images)
+            taps.inputs(images, boxes)
+        told = [str(warning.message) for warning in recwarn]
+        assert sum(words in text for text in told) == 1 and len(told) == 1
+        recwarn.clear()
+    taps = FeatureTaps(student, teacher, "stem")
+    with taps:
+        student(torch.rand(2, 3, 32, 64))
+    with pytest.warns(UserWarning, match="whose shape is not that of level 0, 8 x 16"):
+        # The batch that is told of is not the one that the student got.
+        taps.run_teacher = lambda model, batch: model(torch.rand(2, 3, 32, 64))
+        taps.inputs(torch.rand(2, 3, 64, 64), BOXES)
+
+
+def test_what_is_wrong_is_told(models):
+    student, teacher = models
+    taps, images = FeatureTaps(student, teacher, "stem"), torch.rand(2, 3, 32, 32)
+    with pytest.raises(RuntimeError, match="inputs: expected the student to have run in `with taps:`"):
+        taps.inputs(images, BOXES)
+    with taps:
+        student(images)
+    with pytest.raises(ValueError, match="fit: expected one of stretch, pad, centre, got 'crop'"):
+        taps.inputs(images, BOXES, [(32, 32)] * 2, "crop")
+    with pytest.raises(ValueError, match="sizes: expected one .* for each of 2 images, got 1"):
+        boxes_in_batch(BOXES, [(32, 32)], (32, 32))
+    with pytest.raises(ValueError, match="no module 'nek'; close names are"):
+        FeatureTaps(student, teacher, "nek")
+    taps = FeatureTaps(student, teacher, "stem", "neck")
+    with taps:
+        student(images)
+    with pytest.raises(ValueError, match=r"maps: expected the teacher's of the student's sizes, \[\(8, 8\)\]"):
+        taps.inputs(images, BOXES)
+    assert (
+        tuple(taps.criterion(images)([torch.rand(2, 6, 4, 4)], [torch.rand(2, 8, 4, 4)], BOXES, [(32, 32)] * 2))
+        == fgd.LOSS_NAMES
+    )
