@@ -110,7 +110,7 @@ class FGDDetector:
         if isinstance(settings.get("schedule"), Mapping):
             settings["schedule"] = Schedule(**settings["schedule"])
         # Past nn.Module's setattr: the distiller has this detector as a part, and must not be a part of it.
-        self.__dict__["distiller"] = distil(self, teacher, adapter=_Prepared(), **settings)  # type: ignore[arg-type]
+        self.__dict__["distiller"] = distil(self, teacher, adapter=PreparedBatches(), **settings)  # type: ignore[arg-type]
         self.criterion = self.distiller.criterion
 
     def __reduce__(self) -> Any:
@@ -171,7 +171,7 @@ class FGDDetector:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
 
-class _Prepared(MMDetectionAdapter):
+class PreparedBatches(MMDetectionAdapter):
     """For an ``FGDDetector``: its batches have left the preprocessor already."""
 
     def neck_and_head(self, model: Any) -> Sequence[str]:

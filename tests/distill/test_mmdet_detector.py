@@ -241,3 +241,62 @@ def test_load_from_a_plain_checkpoint_and_layer_decay(tmp_path, teacher_file):
     rates = {id(p): group["lr"] for group in wrapper.optimizer.param_groups for p in group["params"]}
     told = {name.split(".")[0]: rates[id(p)] for name, p in model.named_parameters() if p.requires_grad}
     assert told == {"backbone": pytest.approx(1e-4), "neck": 1e-3, "bbox_head": 1e-3, "criterion": 2e-3}
+
+
+def test_distributed_and_mixed_precision(tmp_path):
+    """One process of MMEngine's wrapper takes the plain steps, also where the schedule leaves the criterion out; under
+    autocast all parameters learn."""
+    from mmengine.logging import MessageHub
+    from mmengine.model import MMDistributedDataParallel
+    from mmengine.optim import OptimWrapper
+
+    options = {"student": retinanet(), "teacher": plain(retinanet(32)), "distillation": {"schedule": {"start": 2}}}
+    alone, spread = build(**options).train(), build(**options).train()
+    images, targets = two_images()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = MMDistributedDataParallel(spread)
+        optimizers = [OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3)) for model in (alone, wrapped)]
+        for iteration in range(4):
+            MessageHub.get_current_instance().update_info("iter", iteration)
+            for model, optimizer in zip((alone, wrapped), optimizers, strict=True):
+                model.train_step(_pack(alone, images, targets), optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(value, spread.state_dict()[name]) for name, value in alone.state_dict().items())
+    alone.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = alone(**alone.data_preprocessor(_pack(alone, images, targets), True), mode="loss")
+    alone.parse_losses(losses)[0].backward()
+    learning = [p for p in alone.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learning)
+
+
+def test_yolox_resizes_its_batch_and_switches_its_mode():
+    from mmengine.hub import get_config
+    from mmengine.logging import MessageHub
+
+    def small(width):
+        model = get_config("mmdet::yolox/yolox_tiny_8xb8-300e_coco.py").model
+        channels = int(256 * width)
+        model.backbone.update(deepen_factor=0.1, widen_factor=width)
+        model.neck.update(in_channels=[channels, 2 * channels, 4 * channels], out_channels=channels, num_csp_blocks=1)
+        model.bbox_head.update(in_channels=channels, feat_channels=channels, num_classes=4)
+        model.data_preprocessor.batch_augments[0].update(interval=1, random_size_range=(64, 128))
+        return model
+
+    model = build(student=small(0.125), teacher=plain(small(0.25)))
+    assert len(model.criterion.levels) == 3
+    images, targets = two_images()
+    sizes, names, seen = set(), [], []
+    model.distiller.criterion.register_forward_pre_hook(lambda _, given: seen.append((given[0][0].shape, given[3])))
+    for iteration in range(6):
+        MessageHub.get_current_instance().update_info("iter", iteration)
+        model.bbox_head.use_l1 = iteration == 5
+        data = model.data_preprocessor(_pack(model, images, targets), True)
+        names.append(set(model.train()(**data, mode="loss")))
+        size = tuple(data["inputs"].shape[-2:])
+        sizes.add(size)
+        shape, frames = seen[-1]
+        assert frames == [size] * 2 and tuple(shape[-2:]) == (size[0] // 8, size[1] // 8)
+    assert len(sizes) > 1 and names[5] - names[4] == {"loss_l1"}

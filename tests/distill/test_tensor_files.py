@@ -3,8 +3,10 @@
 import ast
 import errno
 import os
+import pickle
 import random
 from functools import partial
+from logging import FileHandler
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,34 @@ def test_no_code_of_a_file_is_run(tmp_path, fit_args):
     for more in ((), ("--weights_only=false",)):
         with pytest.raises(SystemExit, match="^fgd-distill fit: .*evil.ckpt: expected a checkpoint"):
             cli.main([*fit_args(tmp_path / "run"), f"--ckpt_path={tmp_path / 'evil.ckpt'}", *more])
+    assert not (tmp_path / "ran").exists()
+
+
+class Record(Code):
+    """The same, by a function of a module that torch does not refuse outright."""
+
+    def __reduce__(self):
+        return FileHandler, (str(self.mark),)
+
+
+def test_export_reads_other_objects_as_blanks_and_runs_none(tmp_path):
+    """A runner's checkpoint has its records beside the weights."""
+    pickle.loads(pickle.dumps(Record(tmp_path / "seen"))).close()
+    assert (tmp_path / "seen").exists()
+    state = {"neck.weight": torch.rand(3), "criterion.weight": torch.rand(2)}
+    meta = {"epoch": 1, "seen": [1, Record(tmp_path / "ran")], "when": Record(tmp_path / "ran")}
+    content = {"meta": meta, "state_dict": state, "message_hub": {"loss": Record(tmp_path / "ran")}}
+    torch.save(content, tmp_path / "epoch_1.pth")
+    cli.main(["export-student", str(tmp_path / "epoch_1.pth"), str(tmp_path / "student.pth")])
+    found = torch.load(tmp_path / "student.pth", weights_only=True)
+    assert found["meta"] == {"epoch": 1, "seen": [1]} and list(found["state_dict"]) == ["neck.weight"]
+    assert torch.equal(found["state_dict"]["neck.weight"], state["neck.weight"])
+    torch.save({"meta": {}, "state_dict": {"neck.weight": torch.rand(3)}}, tmp_path / "plain.pth")
+    with pytest.raises(SystemExit, match="^fgd-distill export-student: checkpoint: expected entries of a student"):
+        cli.main(["export-student", str(tmp_path / "plain.pth"), str(tmp_path / "student.pth")])
+    torch.save(content | {"optimizer": Code(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(SystemExit, match="could not read it: UnpicklingError"):
+        cli.main(["export-student", str(tmp_path / "evil.pth"), str(tmp_path / "student.pth")])
     assert not (tmp_path / "ran").exists()
 
 
