@@ -25,14 +25,51 @@ FGD_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 FGD_DEVICE double larger(double a, double b) { return fmax(a, b); }
 FGD_DEVICE int larger(int a, int b) { return max(a, b); }
 
-// exp(x) for x <= 0 with more digits than a float near 1 has room for, where attentions of high temperatures differ.
-FGD_DEVICE double exact_exponential(float x) { return x > -0.5f ? 1. + expm1f(x) : expf(x); }
-FGD_DEVICE double exact_exponential(double x) { return exp(x); }
+// exp(x) for x <= 0 with more digits than a float near 1 has room for, where attentions of high temperatures differ:
+// rounded() and exact(), which is 0 below e^-87.
+template <class A>
+struct Exponential;
+
+// e^x = (1 + part)·scale,  x = k·ln 2 + r,  |r| <= ln 2 / 2,  part = e^r - 1,  scale = 2^k
+template <>
+struct Exponential<float> {
+  float part = 0, scale = 0;
+  Exponential() = default;
+  FGD_DEVICE explicit Exponential(float x) {
+    constexpr float kShift = 12582912.f + 127.f;  // what is added to it is rounded, and k + 127 its last bits
+    const float shifted = fmaf(x, 1.44269504f, kShift), k = shifted - kShift;
+    const float r = fmaf(k, -1.42860677e-6f, fmaf(k, -0.693145752f, x));  // ln 2 in two pieces
+    float q = 0.000198993337f;
+    q = fmaf(q, r, 0.00139336882f);
+    q = fmaf(q, r, 0.00833329838f);
+    q = fmaf(q, r, 0.041666463f);
+    q = fmaf(q, r, 0.166666672f);
+    q = fmaf(q, r, 0.5f);
+    part = fmaf(r * r, q, r);
+    scale = x < -87.f ? 0.f : __int_as_float(__float_as_int(shifted) << 23);
+    if (x < -87.f) part = 0;
+  }
+  FGD_DEVICE float rounded() const { return fmaf(part, scale, scale); }
+  FGD_DEVICE double exact() const { return (1. + part) * scale; }
+};
+
+template <>
+struct Exponential<double> {
+  double value = 0;
+  Exponential() = default;
+  FGD_DEVICE explicit Exponential(double x) : value(exp(x)) {}
+  FGD_DEVICE double rounded() const { return value; }
+  FGD_DEVICE double exact() const { return value; }
+};
 
 // exp(from - to) for maxima that may both be -inf, which then are equal.
 template <class A>
+FGD_DEVICE Exponential<A> shrinkage(A from, A to) {
+  return Exponential<A>(from == to ? A{0} : from - to);
+}
+template <class A>
 FGD_DEVICE double rescale(A from, A to) {
-  return from == to ? 1. : exact_exponential(from - to);
+  return shrinkage(from, to).exact();
 }
 
 template <class A>
@@ -208,6 +245,20 @@ FGD_DEVICE A max_over_lanes(A x) {
 #pragma unroll
   for (int bit = kBit; bit < kEnd; bit *= 2) x = larger(x, __shfl_xor_sync(kAllLanes, x, bit));
   return x;
+}
+
+// Over each kLanes neighbouring lanes, NaN left out. A whole warp does it in one instruction where there is one: floats
+// are ordered like integers of their bits if those of negative ones are turned round.
+template <int kLanes, class A>
+FGD_DEVICE A highest_of(A x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (kLanes == 32 && sizeof(A) == 4) {
+    auto turned = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+    const int bits = turned(__float_as_int(larger(x, minus_infinity<A>())));
+    return __int_as_float(turned(__reduce_max_sync(kAllLanes, bits)));
+  }
+#endif
+  return max_over_lanes<1, kLanes>(x);
 }
 
 template <int kBit, int kEnd, class A>

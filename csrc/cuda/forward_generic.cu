@@ -54,13 +54,13 @@ struct ForwardTile {
 
 template <class A>
 FGD_DEVICE void forward(const PyramidParams& p) {
-  __shared__ BoxList boxes;
+  __shared__ ChunkMask mask;
   __shared__ PixelStep<A, kTilePixels> step;
   const Chunk chunk = chunk_of_block(p);
   const Level& level = p.levels[chunk.level];
   const Plane<A> student(level.student, chunk.image, p.student_type),
       teacher(level.teacher, chunk.image, p.teacher_type);
-  collect_boxes(p, level, chunk.image, chunk.begin, chunk.end, boxes);
+  fill_mask(p, level, chunk.image, chunk.begin, chunk.end, mask);
   const A activation = inverse_ct<A>(p, level);
   A* maps = image_maps<A>(level, chunk.image);
   A* out = chunk_sums<A>(level, chunk.image, chunk.index);
@@ -75,17 +75,19 @@ FGD_DEVICE void forward(const PyramidParams& p) {
       sum[kContextT] += element<A>(level.key_t, c) * t;
     };
     sum_pixels<kSoftmaxes>(student.channels_dense(), level.channels, pixels, step.part, logits);
-    rasterise(p, level, boxes, first, step);
     __syncthreads();
-    finish_pixels(step, boxes.count > 0, activation, first, chunk.end, maps, int64_t{level.pixels}, state);
+    finish_pixels(step, mask.weight + (first - chunk.begin), activation, first, chunk.end, maps, int64_t{level.pixels},
+                  state);
     __syncthreads();
+    add_exponentials<A, kTilePixels>(state);
     const ForwardTile<A> tile{step, student, teacher, level.channels, first, pixels, out};
     if (student.channels_dense())
       tile.add_columns(first == chunk.begin);
     else
       tile.add_rows(first == chunk.begin);
   }
-  write_softmaxes<A, kTilePixels>(state, out + int64_t{kSums} * level.channels);
+  const int background = background_pixels(mask, chunk.end - chunk.begin);
+  write_softmaxes<A, kTilePixels>(state, background, out + int64_t{kSums} * level.channels);
 }
 
 }  // namespace fgd::cuda::generic

@@ -98,14 +98,14 @@ FGD_DEVICE void write_channel_sums(const float (&sum)[kRows][kSums], int channel
 
 template <class T>
 FGD_DEVICE void forward(const PyramidParams& p) {
-  __shared__ BoxList boxes;
+  __shared__ ChunkMask mask;
   __shared__ __align__(16) PixelStep<float, kTilePixels<T>> step;
   const Chunk chunk = chunk_of_block(p);
   const Level& level = p.levels[chunk.level];
   const Rows<T> rows(level, chunk.image);
   Tile<T> tile, next;
   rows.load(level, chunk.begin, chunk.end, tile);
-  collect_boxes(p, level, chunk.image, chunk.begin, chunk.end, boxes);
+  fill_mask(p, level, chunk.image, chunk.begin, chunk.end, mask);
   const Keys keys(level);
   const float activation = inverse_ct<float>(p, level);
   float* maps = image_maps<float>(level, chunk.image);
@@ -116,16 +116,18 @@ FGD_DEVICE void forward(const PyramidParams& p) {
     add_pixel_sums<T>(tile, keys, pixel_sums, sum);
     if (first + kTilePixels<T> < chunk.end) rows.load(level, first + kTilePixels<T>, chunk.end, next);
     share_pixel_sums<T>(pixel_sums, step);
-    rasterise(p, level, boxes, first, step);
     __syncthreads();
-    finish_pixels(step, boxes.count > 0, activation, first, chunk.end, maps, int64_t{level.pixels}, state);
+    finish_pixels(step, mask.weight + (first - chunk.begin), activation, first, chunk.end, maps, int64_t{level.pixels},
+                  state);
     __syncthreads();
+    add_exponentials<float, kTilePixels<T>>(state);
     add_channel_sums<T>(tile, step, sum);
     tile = next;
   }
   float* out = chunk_sums<float>(level, chunk.image, chunk.index);
   write_channel_sums(sum, level.channels, out);
-  write_softmaxes<float, kTilePixels<T>>(state, out + int64_t{kSums} * level.channels);
+  const int background = background_pixels(mask, chunk.end - chunk.begin);
+  write_softmaxes<float, kTilePixels<T>>(state, background, out + int64_t{kSums} * level.channels);
 }
 
 }  // namespace fgd::cuda::nchw

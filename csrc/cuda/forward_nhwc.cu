@@ -63,17 +63,6 @@ FGD_DEVICE float pixel_sum(const Step<T>& step, const Keys& keys, float (&channe
   return sum_over_lanes<kSoftmaxes * kPixels<T>, 1, 32>(sum, lane_index());
 }
 
-// All lanes with one role.pixel share the boxes and get the largest weight.
-template <class T>
-FGD_DEVICE float mask_weight(const PyramidParams& p, const Level& level, const BoxList& boxes, const LaneRole<T>& role,
-                             int first) {
-  if (boxes.count == 0) return 0;
-  const int share = (lane_index() & 3) + 4 * role.copy;
-  float weight = box_weight(p, level, boxes, first + role.pixel, share, 4 * LaneRole<T>::kCopies);
-  weight = max_over_lanes<1, 4>(weight);
-  return max_over_lanes<LaneRole<T>::kSums, 32>(weight);
-}
-
 template <class T>
 struct WarpWeights {  // in shared memory
   float value[kWeights][kPixels<T>];
@@ -84,16 +73,16 @@ template <class T>
 FGD_DEVICE float finish_step(const LaneRole<T>& role, float logit, float mask, bool valid, SoftmaxState<float>& state,
                              WarpWeights<T>& weights) {
   const float highest = max_over_lanes<4, LaneRole<T>::kSums>(valid ? logit : minus_infinity<float>());
-  float e;
-  const float factor = state.add(logit, highest, valid, e);
-  state.background += valid && mask == 0;
+  state.take(logit, highest, valid);
+  state.add();
+  const float e = state.e.rounded();
   if (role.copy == 0 && role.softmax == kTeacher) {
     weights.value[kWeightFg][role.pixel] = e * mask;
     weights.value[kWeightBg][role.pixel] = mask > 0 ? 0.f : e;
   } else if (role.copy == 0 && role.softmax != kStudent) {
     weights.value[role.softmax == kContextS ? kWeightContextS : kWeightContextT][role.pixel] = e;
   }
-  return factor;
+  return state.factor.rounded();
 }
 
 template <class T>
@@ -121,19 +110,17 @@ struct BlockSums {  // in shared memory
   float sum[kSums][kFastChannels];
   float maximum[kWarps][kSoftmaxes];
   double normaliser[kWarps][kSoftmaxes];
-  int background[kWarps];
 };
 
 // Warp after warp adds its sums, brought to the block's maxima.
 template <class T>
 FGD_DEVICE void write_block(const LaneRole<T>& role, const SoftmaxState<float>& state, float (&sum)[kChannels][kSums],
-                            int channels, BlockSums& block, float* out) {
+                            int background, int channels, BlockSums& block, float* out) {
   const double normaliser = add_over_lanes<4, LaneRole<T>::kSums>(state.normaliser);
-  const int background = add_over_lanes<4, LaneRole<T>::kSums>(state.background), warp = warp_index();
+  const int warp = warp_index();
   if (role.copy == 0 && role.pixel == 0) {
     block.maximum[warp][role.softmax] = state.maximum;
     block.normaliser[warp][role.softmax] = normaliser;
-    if (role.softmax == kTeacher) block.background[warp] = background;
   }
   __syncthreads();
   float maximum[kSoftmaxes];
@@ -164,15 +151,13 @@ FGD_DEVICE void write_block(const LaneRole<T>& role, const SoftmaxState<float>& 
     for (int w = 0; w < kWarps; ++w) total += block.normaliser[w][q] * rescale(block.maximum[w][q], best);
     write_softmax(q, best, total, numbers);
   } else if (threadIdx.x == kSoftmaxes) {
-    int total = 0;
-    for (int w = 0; w < kWarps; ++w) total += block.background[w];
-    numbers[kChunkBackground] = static_cast<float>(total);
+    numbers[kChunkBackground] = static_cast<float>(background);
   }
 }
 
 template <class T>
 FGD_DEVICE void forward(const PyramidParams& p) {
-  __shared__ BoxList boxes;
+  __shared__ ChunkMask mask;
   __shared__ __align__(16) WarpWeights<T> weights[kWarps];
   __shared__ BlockSums block;
   const Chunk chunk = chunk_of_block(p);
@@ -180,7 +165,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   const Image<T> image(level, chunk.image);
   Step<T> step, next;
   image.load(level, pixel_of<T>(chunk.begin, 0), chunk.end, step);
-  collect_boxes(p, level, chunk.image, chunk.begin, chunk.end, boxes);
+  fill_mask(p, level, chunk.image, chunk.begin, chunk.end, mask);
   Keys keys;
   load_keys<T>(level, block.sum[0], keys);
   const LaneRole<T> role;
@@ -197,15 +182,17 @@ FGD_DEVICE void forward(const PyramidParams& p) {
     if (role.copy == turn) written = logit;
     const int mine = first + (role.copy - turn) * kPixels<T> + role.pixel;
     if (turn == kSteps<T> - 1 && mine < chunk.end) map[mine] = written;
-    const float mask = mask_weight<T>(p, level, boxes, role, first);
+    const float weight = mask.weight[first + role.pixel - chunk.begin];
     const float factor =
-        finish_step<T>(role, logit, mask, first + role.pixel < chunk.end, state, weights[warp_index()]);
+        finish_step<T>(role, logit, weight, first + role.pixel < chunk.end, state, weights[warp_index()]);
     __syncwarp();
     add_channel_sums<T>(step, weights[warp_index()], factor, sum);
     __syncwarp();
     step = next;
   }
-  write_block<T>(role, state, sum, level.channels, block, chunk_sums<float>(level, chunk.image, chunk.index));
+  const int background = background_pixels(mask, chunk.end - chunk.begin);
+  write_block<T>(role, state, sum, background, level.channels, block,
+                 chunk_sums<float>(level, chunk.image, chunk.index));
 }
 
 }  // namespace fgd::cuda::nhwc

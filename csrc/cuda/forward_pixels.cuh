@@ -6,7 +6,7 @@
 //   weights of the channel sums: fg·e_t, [fg = 0]·e_t, e_ks, e_kt
 #pragma once
 
-#include "boxes.cuh"
+#include "mask.cuh"
 
 namespace fgd::cuda {
 
@@ -15,7 +15,6 @@ enum Weight : int { kWeightFg, kWeightBg, kWeightContextS, kWeightContextT, kWei
 template <class A, int kPixels>
 struct PixelStep {  // in shared memory
   A part[kSoftmaxes][kWarps][kPixels];
-  float box[kThreads / kPixels][kPixels];
   A weight[kWeights][kPixels];
   A rescale[kSoftmaxes];
 };
@@ -24,17 +23,16 @@ struct PixelStep {  // in shared memory
 template <class A>
 struct SoftmaxState {
   A maximum = minus_infinity<A>();
-  double normaliser = 0;  // of as many digits as exact_exponential's: an error of it is common to all pixels
-  int background = 0;
-  // A pixel's exponential, 0 behind the end; returns what older sums shrink by. highest: of the new pixels.
-  FGD_DEVICE A add(A logit, A highest, bool valid, A& e) {
+  double normaliser = 0;     // of as many digits as Exponential's: an error of it is common to all pixels
+  Exponential<A> e, factor;  // of the pixel that is to be added; what older sums shrink by
+  // highest: of the new pixels. Pixels behind the end have an exponential of 0.
+  FGD_DEVICE void take(A logit, A highest, bool valid) {
     const A now = larger(maximum, highest);
-    const double factor = rescale(maximum, now), exact = valid ? exact_exponential(logit - now) : 0.;
+    factor = shrinkage(maximum, now);
+    e = valid ? Exponential<A>(logit - now) : Exponential<A>();
     maximum = now;
-    normaliser = normaliser * factor + exact;
-    e = static_cast<A>(exact);
-    return static_cast<A>(factor);
   }
+  FGD_DEVICE void add() { normaliser = normaliser * factor.exact() + e.exact(); }
 };
 
 // A chunk's numbers of one softmax: see ChunkNumber.
@@ -46,52 +44,55 @@ FGD_DEVICE void write_softmax(int softmax, A maximum, double normaliser, A* numb
   numbers[kChunkNormaliserRest + softmax] = isfinite(nearest) ? static_cast<A>(normaliser - nearest) : A{0};
 }
 
-// Every warp rasterises some of the boxes: thread -> (pixel, share of the boxes).
+// Σ over the warps' parts of a pixel, in a fixed order and few steps.
 template <class A, int kPixels>
-FGD_DEVICE void rasterise(const PyramidParams& p, const Level& level, const BoxList& boxes, int first,
-                          PixelStep<A, kPixels>& step) {
-  if (boxes.count == 0) return;
-  const int pixel = threadIdx.x % kPixels, share = threadIdx.x / kPixels;
-  step.box[share][pixel] = box_weight(p, level, boxes, first + pixel, share, kThreads / kPixels);
+FGD_DEVICE A sum_of_parts(const A (&part)[kWarps][kPixels], int pixel) {
+  A sum[kWarps];
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum[w] = part[w][pixel];
+#pragma unroll
+  for (int half = kWarps / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int w = 0; w < half; ++w) sum[w] += sum[w + half];
+  return sum[0];
 }
 
-// Between two barriers; threads -> (softmax, pixel). Pixels at and behind `end` get weight 0.
+// Between two barriers; threads -> (softmax, pixel). mask: [kPixels]. Pixels at and behind `end` get weight 0.
 template <class A, int kPixels>
-FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, bool any_boxes, A inverse_ct, int first, int end, A* maps,
+FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, const float* mask, A inverse_ct, int first, int end, A* maps,
                               int64_t map_size, SoftmaxState<A>& state) {
   if (threadIdx.x >= kSoftmaxes * kPixels) return;
   const int softmax = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
   const bool valid = first + pixel < end;
-  A logit = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) logit += step.part[softmax][w][pixel];
+  const A weight = mask[pixel];
+  A logit = sum_of_parts(step.part[softmax], pixel);
   if (softmax == kTeacher || softmax == kStudent) logit *= inverse_ct;
-  if (valid) maps[softmax * map_size + first + pixel] = logit;
-  const A highest = max_over_lanes<1, kPixels>(valid ? logit : minus_infinity<A>());
-  A e;
-  const A factor = state.add(logit, highest, valid, e);
-  if (pixel == 0) step.rescale[softmax] = factor;
+  const A highest = highest_of<kPixels>(valid ? logit : minus_infinity<A>());
+  state.take(logit, highest, valid);
+  const A e = state.e.rounded();
   if (softmax == kTeacher) {
-    float weight = 0;
-    if (any_boxes)
-#pragma unroll
-      for (int share = 0; share < kThreads / kPixels; ++share) weight = fmaxf(weight, step.box[share][pixel]);
-    step.weight[kWeightFg][pixel] = e * static_cast<A>(weight);
+    step.weight[kWeightFg][pixel] = e * weight;
     step.weight[kWeightBg][pixel] = weight > 0 ? A{0} : e;
-    state.background += valid && weight == 0;
   } else if (softmax != kStudent) {
     step.weight[softmax == kContextS ? kWeightContextS : kWeightContextT][pixel] = e;
   }
+  if (pixel == 0) step.rescale[softmax] = state.factor.rounded();
+  if (valid) maps[softmax * map_size + first + pixel] = logit;
+}
+
+// Behind the second barrier, where no other warp waits for it.
+template <class A, int kPixels>
+FGD_DEVICE void add_exponentials(SoftmaxState<A>& state) {
+  if (threadIdx.x < kSoftmaxes * kPixels) state.add();
 }
 
 // The chunk's maxima, normalisers and background pixels, behind its sums.
 template <class A, int kPixels>
-FGD_DEVICE void write_softmaxes(const SoftmaxState<A>& state, A* numbers) {
+FGD_DEVICE void write_softmaxes(const SoftmaxState<A>& state, int background, A* numbers) {
   if (threadIdx.x >= kSoftmaxes * kPixels) return;
-  const int softmax = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
+  const int softmax = threadIdx.x / kPixels;
   const double normaliser = add_over_lanes<1, kPixels>(state.normaliser);
-  const int background = add_over_lanes<1, kPixels>(state.background);
-  if (pixel != 0) return;
+  if (threadIdx.x % kPixels != 0) return;
   write_softmax(softmax, state.maximum, normaliser, numbers);
   if (softmax == kTeacher) numbers[kChunkBackground] = static_cast<A>(background);
 }

@@ -30,6 +30,22 @@ struct Net {
   FGD_DEVICE const A* context_of(int image) const { return context + int64_t{image} * kStats * channels; }
 };
 
+// What W1·ctx + b1 needs of a net.
+template <class A>
+struct HiddenInput {
+  const A *w1, *b1;
+  const A* context;       // of image 0, [C]
+  int64_t context_image;  // from there to the next image's
+  A* hidden_sums;         // [N][K]
+  int channels, hidden, images;
+};
+
+template <class A>
+FGD_DEVICE HiddenInput<A> hidden_input(const Net<A>& net) {
+  return {net.w1,          net.b1,       net.context, int64_t{kStats} * net.channels,
+          net.hidden_sums, net.channels, net.hidden,  net.images};
+}
+
 // A net's job: the level, the net, and which of the net's blocks.
 struct NetJob {
   int level, net, index;
@@ -64,7 +80,7 @@ struct Moments {
 
 // A row of W1·ctx + b1, one warp a row, for up to kGcImages images side by side.
 template <class A>
-FGD_DEVICE void write_hidden(const Net<A>& net, int index) {
+FGD_DEVICE void write_hidden(const HiddenInput<A>& net, int index) {
   const int rows = blocks_of(net.hidden, kGcRows), lane = lane_index();
   const int row = index % rows * kGcRows + warp_index(), first = index / rows * kGcImages;
   if (row >= net.hidden) return;
@@ -73,7 +89,8 @@ FGD_DEVICE void write_hidden(const Net<A>& net, int index) {
   for (int c = lane; c < net.channels; c += 32)
 #pragma unroll
     for (int i = 0; i < kGcImages; ++i)
-      if (first + i < net.images) sum[i] += static_cast<double>(weight[c]) * net.context_of(first + i)[c];
+      if (first + i < net.images)
+        sum[i] += static_cast<double>(weight[c]) * net.context[(first + i) * net.context_image + c];
   const double total = sum_over_lanes<kGcImages, 1, 32>(sum, lane);
   const int image = first + owned_sum<kGcImages, 1>(lane);
   if (lane < kGcImages && image < net.images)

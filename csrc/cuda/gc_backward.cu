@@ -41,7 +41,7 @@ FGD_DEVICE void backward_hidden(const GcParams& p) {
   const Net<A> net(p, level, job.net);
   const int index = job.index - gc_row_blocks(net.hidden, p.images);
   if (index < 0) {
-    write_hidden(net, job.index);
+    write_hidden(hidden_input(net), job.index);
     return;
   }
   const int columns = blocks_of(net.hidden, 32), first = index / columns * kGcImages;
@@ -210,13 +210,16 @@ FGD_DEVICE void write_key_grad(const GcParams& p, const GcLevel& level, const Ne
 }
 
 template <class A>
-FGD_DEVICE void parameter_grads(const GcParams& p) {
+FGD_DEVICE void parameter_grads(const GcParameterParams& params) {
+  const GcParams& p = params.gc;
   NetJob job = net_job(
       p, [](const GcLevel& level, int net) { return gc_parameter_blocks(level.channels, hidden_of(level, net)); });
   const GcLevel& level = p.levels[job.level];
   const Net<A> net(p, level, job.net);
   const AddedGrad<A> grad(p, level, job.net);
-  auto out = [&](GcTensor of_student) { return static_cast<A*>(level.grads[gc_tensor(job.net, of_student)]); };
+  auto out = [&](GcTensor of_student) {
+    return static_cast<A*>(params.grads[job.level][gc_tensor(job.net, of_student)]);
+  };
   const int matrix = gc_matrix_blocks(net.channels, net.hidden), vector = gc_vector_blocks(net.channels, net.hidden);
   const int64_t element = int64_t{job.index} * kThreads + threadIdx.x, size = int64_t{matrix} * kThreads;
   if (job.index < matrix)
@@ -231,15 +234,16 @@ FGD_DEVICE void parameter_grads(const GcParams& p) {
 
 }  // namespace fgd::cuda
 
+using fgd::cuda::GcParameterParams;
 using fgd::cuda::GcParams;
 
-#define FGD_KERNEL(name, step)                                                                                    \
-  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ GcParams p) { \
-    step(p);                                                                                                      \
+#define FGD_KERNEL(name, Params, step)                                                                          \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ Params p) { \
+    step(p);                                                                                                    \
   }
-FGD_KERNEL(fgd_gc_backward_hidden_f32, fgd::cuda::backward_hidden<float>)
-FGD_KERNEL(fgd_gc_backward_hidden_f64, fgd::cuda::backward_hidden<double>)
-FGD_KERNEL(fgd_gc_backward_context_f32, fgd::cuda::backward_context<float>)
-FGD_KERNEL(fgd_gc_backward_context_f64, fgd::cuda::backward_context<double>)
-FGD_KERNEL(fgd_gc_parameter_grads_f32, fgd::cuda::parameter_grads<float>)
-FGD_KERNEL(fgd_gc_parameter_grads_f64, fgd::cuda::parameter_grads<double>)
+FGD_KERNEL(fgd_gc_backward_hidden_f32, GcParams, fgd::cuda::backward_hidden<float>)
+FGD_KERNEL(fgd_gc_backward_hidden_f64, GcParams, fgd::cuda::backward_hidden<double>)
+FGD_KERNEL(fgd_gc_backward_context_f32, GcParams, fgd::cuda::backward_context<float>)
+FGD_KERNEL(fgd_gc_backward_context_f64, GcParams, fgd::cuda::backward_context<double>)
+FGD_KERNEL(fgd_gc_parameter_grads_f32, GcParameterParams, fgd::cuda::parameter_grads<float>)
+FGD_KERNEL(fgd_gc_parameter_grads_f64, GcParameterParams, fgd::cuda::parameter_grads<double>)

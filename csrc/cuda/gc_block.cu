@@ -1,19 +1,13 @@
 // Forward of the GcBlock pairs: r = v_s - v_t,  v = W2·relu(LN(W1·ctx + b1)·γ + β) + b2, and the loss's four terms.
 //
-//   hidden  hidden_sums [N][K] = W1·ctx + b1 of every level and net
+//   hidden  hidden_sums [N][K] = W1·ctx + b1 of every level and net, in `finish` (merge.cu)
 //   added   stats[kStatShift] = r;  stats[kStatShiftGrad]: D1 becomes ∂L_gl/∂r = 2·(D1 + P·r)
 //           shift_parts: r·(∂L_gl/∂r - P·r), summed over the channels of a block
-//   terms   L_gl = Σc ( D2 + 2·r·D1 + P·r² ) = Σc D2 + Σ shift_parts; weighted terms of every level, and sums
+//   terms   in the last block of `added`, without GcBlocks a launch of its own
+//           L_gl = Σc ( D2 + 2·r·D1 + P·r² ) = Σc D2 + Σ shift_parts; weighted terms of every level, and sums
 #include "gc.cuh"
 
 namespace fgd::cuda {
-
-template <class A>
-FGD_DEVICE void hidden(const GcParams& p) {
-  const NetJob job =
-      net_job(p, [&](const GcLevel& level, int net) { return gc_row_blocks(hidden_of(level, net), p.images); });
-  write_hidden(Net<A>(p, p.levels[job.level], job.net), job.index);
-}
 
 // W2[c]·relu(..) + b2[c] of up to kGcImages images from `first` on; by one warp. Lane i < kGcImages is left with image
 // first + owned_sum(i). In float64: the global term multiplies an error of it with the number of pixels.
@@ -45,7 +39,7 @@ FGD_DEVICE double write_shift(const GcLevel& level, int image, int c, double r) 
 
 // One warp a channel, for up to kGcImages images.
 template <class A>
-FGD_DEVICE void added(const GcParams& p) {
+FGD_DEVICE void write_shifts(const GcParams& p) {
   __shared__ double mean[2][kGcImages], scale[2][kGcImages];
   __shared__ double part[kGcRows][kGcImages];
   const GcLevel& level = p.levels[level_of_block(p.levels, p.level_count, blockIdx.x)];
@@ -86,13 +80,14 @@ FGD_DEVICE void terms(const TermsParams& p) {
   if (l < p.level_count) {
     const auto& level = p.levels[l];
     const int parts = p.has_gc_block ? blocks_of(level.channels, kGcRows) : 0;
+    const volatile double* shift_parts = level.shift_parts;  // perhaps of this launch's other blocks
     double sum[kTerms] = {};
     for (int n = lane_index(); n < p.images; n += 32) {
       const double* numbers = level.image_numbers + int64_t{n} * kImageNumbers + kImageTerms;
 #pragma unroll
       for (int t = 0; t < kTerms; ++t) sum[t] += t == kGlobal && !p.has_gc_block ? 0. : numbers[t];
 #pragma unroll 8
-      for (int i = 0; i < parts; ++i) sum[kGlobal] += level.shift_parts[int64_t{n} * parts + i];
+      for (int i = 0; i < parts; ++i) sum[kGlobal] += shift_parts[int64_t{n} * parts + i];
     }
 #pragma unroll
     for (int t = 0; t < kTerms; ++t) {
@@ -111,18 +106,33 @@ FGD_DEVICE void terms(const TermsParams& p) {
 
 static_assert(kMaxLevels <= kWarps, "a warp a level");
 
+// Whether all other blocks of the launch have come here before; then all that they wrote can be read.
+FGD_DEVICE bool is_last_block(unsigned* done) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(done, 1u) == gridDim.x - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+template <class A>
+FGD_DEVICE void added(const GcAddedParams& p) {
+  write_shifts<A>(p.gc);
+  if (is_last_block(p.done)) terms<A>(p.terms);
+}
+
 }  // namespace fgd::cuda
 
-using fgd::cuda::GcParams;
+using fgd::cuda::GcAddedParams;
 using fgd::cuda::TermsParams;
 
 #define FGD_KERNEL(name, Params, step)                                                                          \
   extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ Params p) { \
     step(p);                                                                                                    \
   }
-FGD_KERNEL(fgd_gc_hidden_f32, GcParams, fgd::cuda::hidden<float>)
-FGD_KERNEL(fgd_gc_hidden_f64, GcParams, fgd::cuda::hidden<double>)
-FGD_KERNEL(fgd_gc_added_f32, GcParams, fgd::cuda::added<float>)
-FGD_KERNEL(fgd_gc_added_f64, GcParams, fgd::cuda::added<double>)
+FGD_KERNEL(fgd_gc_added_f32, GcAddedParams, fgd::cuda::added<float>)
+FGD_KERNEL(fgd_gc_added_f64, GcAddedParams, fgd::cuda::added<double>)
 FGD_KERNEL(fgd_terms_f32, TermsParams, fgd::cuda::terms<float>)
 FGD_KERNEL(fgd_terms_f64, TermsParams, fgd::cuda::terms<double>)

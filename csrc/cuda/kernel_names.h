@@ -9,7 +9,6 @@ enum Step : int {
   kForward,
   kMerge,
   kFinish,
-  kGcHidden,
   kGcAdded,
   kTermsStep,
   kGcBackwardHidden,
@@ -39,12 +38,11 @@ enum TileVariant : int { kNchw = 0, kNhwc = 3, kGeneric = 6, kTileVariants = 8 }
   FGD_TILE_KERNELS(X, kForward, forward)                                  \
   FGD_TILE_KERNELS(X, kBackward, backward)                                \
   FGD_SMALL_KERNELS(X, kMerge, PyramidParams, merge)                      \
-  FGD_SMALL_KERNELS(X, kFinish, PyramidParams, finish)                    \
-  FGD_SMALL_KERNELS(X, kGcHidden, GcParams, gc_hidden)                    \
-  FGD_SMALL_KERNELS(X, kGcAdded, GcParams, gc_added)                      \
+  FGD_SMALL_KERNELS(X, kFinish, FinishParams, finish)                     \
+  FGD_SMALL_KERNELS(X, kGcAdded, GcAddedParams, gc_added)                 \
   FGD_SMALL_KERNELS(X, kTermsStep, TermsParams, terms)                    \
   FGD_SMALL_KERNELS(X, kGcBackwardHidden, GcParams, gc_backward_hidden)   \
   FGD_SMALL_KERNELS(X, kGcBackwardContext, GcParams, gc_backward_context) \
-  FGD_SMALL_KERNELS(X, kGcParameterGrads, GcParams, gc_parameter_grads)
+  FGD_SMALL_KERNELS(X, kGcParameterGrads, GcParameterParams, gc_parameter_grads)
 
 }  // namespace fgd::cuda

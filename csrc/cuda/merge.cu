@@ -6,10 +6,12 @@
 //            parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s,  A^S = P·exp(z - m)/Z
 //   finish   channels: A^C = C·softmax_c(Σp |F|/(P·T)) of both, their distance and its gradient, L_fg, L_bg, Σc D2
 //            pixels: the four logits in `maps` become what layout.h says
+//            GcBlocks: W1·ctx + b1, of the merged sums
 //
 // A block's job is one image's kMergeColumns columns of [kSums][C], or kMergePixels pixels; or, in `finish`, all
-// channels.
-#include "boxes.cuh"
+// channels, or rows of W1.
+#include "gc.cuh"
+#include "mask.cuh"
 
 namespace fgd::cuda {
 
@@ -142,7 +144,7 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
 // A^S of a pixel. Both nets' are compared in float64: at high temperatures they differ in their last digits.
 template <class A>
 FGD_DEVICE double spatial_attention(double scale, A logit, A maximum) {
-  return product(scale, exact_exponential(logit - maximum));
+  return product(scale, Exponential<A>(logit - maximum).exact());
 }
 
 template <class A>
@@ -171,6 +173,7 @@ FGD_DEVICE void merge_pixels(const Level& level, int image, int block, const Ima
 template <class A>
 FGD_DEVICE void merge(const PyramidParams& p) {
   const MergeJob job = merge_job(p, [](const Level& level) { return column_blocks(level) + pixel_blocks(level); });
+  if (p.done && blockIdx.x == 0 && threadIdx.x == 0) *p.done = 0;
   const Level& level = p.levels[job.level];
   const ImageSoftmax<A> softmax = merge_softmaxes<A>(level, job.image);
   if (job.index >= column_blocks(level)) {
@@ -263,9 +266,9 @@ FGD_DEVICE void finish_channels(const PyramidParams& p, const Level& level, int 
 
 template <class A>
 FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int image, int block) {
-  __shared__ BoxList boxes;
+  __shared__ ChunkMask mask;
   const int begin = block * kMergePixels, end = min(level.pixels, begin + kMergePixels);
-  collect_boxes(p, level, image, begin, end, boxes);
+  fill_mask(p, level, image, begin, end, mask);
   const double* numbers = level.image_numbers + int64_t{image} * kImageNumbers;
   const double mean_sign = sum_pixel_parts(level, image, 1) / level.pixels;
   const A outside = static_cast<A>(-1. / fmax(numbers[kImageBackground], 1.));
@@ -284,7 +287,7 @@ FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int im
   for (int i = begin + threadIdx.x; i < end; i += kThreads) {
     const double t = spatial_attention(scale[kTeacher], map[kTeacher][i], maximum[kTeacher]);
     const double s = spatial_attention(scale[kStudent], map[kStudent][i], maximum[kStudent]);
-    const float weight = box_weight(p, level, boxes, i, 0, 1);
+    const float weight = mask.weight[i - begin];
     const A context_s = exponential(map[kContextS][i] - maximum[kContextS]);
     const A context_t = exponential(map[kContextT][i] - maximum[kContextT]);
     map[kMapContextS][i] = static_cast<A>(scale[kContextS]) * context_s;
@@ -294,8 +297,34 @@ FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int im
   }
 }
 
+// Rows of W1·ctx + b1 of a net of a level.
 template <class A>
-FGD_DEVICE void finish(const PyramidParams& p) {
+FGD_DEVICE void finish_hidden(const FinishParams& p, int block) {
+  const int images = p.pyramid.images, l = level_of_block(p.gc, p.pyramid.level_count, block);
+  const auto& gc = p.gc[l];
+  const Level& level = p.pyramid.levels[l];
+  int index = block - gc.first_block;
+  const int of_student = gc_row_blocks(gc.hidden[0], images);
+  const bool teacher = index >= of_student;
+  if (teacher) index -= of_student;
+  const auto input = [&](int net, Sum context) {
+    return HiddenInput<A>{static_cast<const A*>(gc.w1[net]),
+                          static_cast<const A*>(gc.b1[net]),
+                          chunk_sums<A>(level, 0, 0) + int64_t{context} * level.channels,
+                          level.chunks * chunk_stride(level.channels),
+                          static_cast<A*>(gc.hidden_sums[net]),
+                          level.channels,
+                          gc.hidden[net],
+                          images};
+  };
+  write_hidden(teacher ? input(1, kSumContextT) : input(0, kSumContextS), index);
+}
+
+template <class A>
+FGD_DEVICE void finish(const FinishParams& params) {
+  const PyramidParams& p = params.pyramid;
+  const int behind = blockIdx.x - params.pyramid_blocks;
+  if (behind >= 0) return finish_hidden<A>(params, behind);
   const MergeJob job = merge_job(p, [](const Level& level) { return 1 + pixel_blocks(level); });
   const Level& level = p.levels[job.level];
   if (job.index == 0)
@@ -306,13 +335,14 @@ FGD_DEVICE void finish(const PyramidParams& p) {
 
 }  // namespace fgd::cuda
 
+using fgd::cuda::FinishParams;
 using fgd::cuda::PyramidParams;
 
-#define FGD_KERNEL(name, step)                                                                                         \
-  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ PyramidParams p) { \
-    step(p);                                                                                                           \
+#define FGD_KERNEL(name, Params, step)                                                                          \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ Params p) { \
+    step(p);                                                                                                    \
   }
-FGD_KERNEL(fgd_merge_f32, fgd::cuda::merge<float>)
-FGD_KERNEL(fgd_merge_f64, fgd::cuda::merge<double>)
-FGD_KERNEL(fgd_finish_f32, fgd::cuda::finish<float>)
-FGD_KERNEL(fgd_finish_f64, fgd::cuda::finish<double>)
+FGD_KERNEL(fgd_merge_f32, PyramidParams, fgd::cuda::merge<float>)
+FGD_KERNEL(fgd_merge_f64, PyramidParams, fgd::cuda::merge<double>)
+FGD_KERNEL(fgd_finish_f32, FinishParams, fgd::cuda::finish<float>)
+FGD_KERNEL(fgd_finish_f64, FinishParams, fgd::cuda::finish<double>)

@@ -102,8 +102,13 @@ using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 static ForwardResult forward_op(Tensors student, Tensors teacher, Tensor boxes, Tensor offsets, Tensor sizes,
                                 Tensors gc, std::vector<double> weights, double spatial, double channel,
                                 std::optional<Tensor> foreground) {
-  STD_TORCH_CHECK(!foreground, "foreground: the CUDA kernels take boxes alone; backend 'reference' takes maps");
-  const Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
+  Pyramid p = pyramid_of(student, teacher, boxes, offsets, sizes, gc, weights, spatial, channel);
+  check_foreground(foreground, student);
+  const float* mask = foreground ? static_cast<const float*>(foreground->const_data_ptr()) : nullptr;
+  for (LevelInput& level : p.levels) {
+    level.mask = mask;
+    if (mask) mask += p.images * level.pixels();
+  }
   const CurrentDevice device(student[0]);
   auto empty = [&](std::vector<int64_t> shape) {
     return torch::stable::new_empty(student[0], shape, accumulator(student));

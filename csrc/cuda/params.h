@@ -5,6 +5,7 @@
 // some bytes: a CUDA graph captures it, and tests/kernels/cuda executes it without a GPU.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "fgd/gc_block.h"
@@ -16,10 +17,11 @@ namespace fgd::cuda {
 constexpr int kThreads = 256;       // of every block
 constexpr int kMaxLevels = 8;       // a launch; longer pyramids take several
 constexpr int kMergeColumns = 256;  // columns of [kSums][C] that a block merges
-constexpr int kMergePixels = 2048;  // pixels that a block of the second step finishes
-constexpr int kFastChannels = 256;  // up to so many, a block holds a tile with all channels
-constexpr int kGcRows = 8;          // rows of a matrix that a block multiplies: one a warp
-constexpr int kGcImages = 8;        // images that it multiplies them with
+constexpr int kMaxChunkPixels = 2048;
+constexpr int kMergePixels = kMaxChunkPixels;  // pixels that a block of the second step finishes
+constexpr int kFastChannels = 256;             // up to so many, a block holds a tile with all channels
+constexpr int kGcRows = 8;                     // rows of a matrix that a block multiplies: one a warp
+constexpr int kGcImages = 8;                   // images that it multiplies them with
 
 // Element (n, c, p) lies at data[n·image + c·channel + p·pixel].
 struct Features {
@@ -66,6 +68,7 @@ struct Level {
   int chunk_pixels, chunks;   // of an image
   int first_block, pad;       // the level's first block in the pass over features
   const void *key_s, *key_t;  // [C] Wk; null where there is no GcBlock
+  const float* mask;          // [N][P] weights of the foreground, 0 elsewhere; null: of the boxes
   void *maps, *stats;         // [N][kMaps][P], [N][kStats][C]
   void* chunk_sums;           // [N][chunks] of chunk_stride(C), after the merge an image's sums in its first chunk's
                               // place; backward: [N][chunks] of key_stride(C), parts of ∂L/∂Wk
@@ -84,6 +87,7 @@ struct PyramidParams {
   const int32_t* box_offsets;  // [N + 1]
   const float* image_sizes;    // [N][2]
   const void* upstream;        // [kTerms]
+  unsigned* done;              // blocks of gc_added that are done, see GcAddedParams; null without GcBlocks
   double spatial_temperature, channel_temperature;
 };
 
@@ -91,7 +95,6 @@ struct PyramidParams {
 struct GcLevel {
   Features student, teacher;
   const void* tensors[kGcTensors];
-  void* grads[kGcTensors];  // null where nobody asked
   int channels, pixels, chunks, first_block;
   int hidden[2];          // K
   void* stats;            // [N][kStats][C]
@@ -110,6 +113,23 @@ struct GcParams {
   int level_count, images;
   int student_type, teacher_type;
   const void* upstream;  // [kTerms]
+};
+
+// The second step of the merge, and W1·ctx + b1 of the GcBlocks in its last blocks.
+struct FinishParams {
+  PyramidParams pyramid;
+  struct {
+    const void *w1[2], *b1[2];
+    void* hidden_sums[2];  // [N][K]
+    int hidden[2];
+    int first_block, pad;
+  } gc[kMaxLevels];
+  int pyramid_blocks, pad;
+};
+
+struct GcParameterParams {
+  GcParams gc;
+  void* grads[kMaxLevels][kGcTensors];
 };
 
 // Blocks that one net of one level needs, for the kernels of gc_block.cu and gc_backward.cu. Host and device count
@@ -145,7 +165,17 @@ struct TermsParams {
   void* sums[kTerms];  // over all levels so far
 };
 
-static_assert(sizeof(PyramidParams) <= 4096 && sizeof(GcParams) <= 4096 && sizeof(TermsParams) <= 4096,
+// The last block of GcBlock's second step adds up the terms: the one that finds all others in `done`, which the merge
+// before set to 0.
+struct GcAddedParams {
+  GcParams gc;
+  TermsParams terms;
+  unsigned* done;
+};
+
+constexpr size_t kMostBytes = 4096;
+static_assert(sizeof(FinishParams) <= kMostBytes && sizeof(GcParameterParams) <= kMostBytes &&
+                  sizeof(GcAddedParams) <= kMostBytes,
               "parameters of a kernel: at most 4 KB on every architecture");
 
 }  // namespace fgd::cuda

@@ -171,11 +171,10 @@ static int64_t end_of(const std::vector<Work>& levels, const std::vector<Cut>& c
 
 // No block longer than `longest`, if it has more than one tile.
 static std::vector<Cut> cuts_for(const std::vector<Work>& levels, int64_t longest) {
-  constexpr int kMost = 2048;
   std::vector<Cut> cuts;
   for (const Work& level : levels) {
     const int64_t tiles = (longest - level.length(0, 0)) / (level.cost * level.tile);
-    const int chunk = static_cast<int>(std::min<int64_t>(std::max<int64_t>(tiles, 1) * level.tile, kMost));
+    const int chunk = static_cast<int>(std::min<int64_t>(std::max<int64_t>(tiles, 1) * level.tile, kMaxChunkPixels));
     cuts.push_back(cut_into_chunks(level.pixels, level.tile, chunk));
   }
   return cuts;
@@ -190,7 +189,7 @@ static void refine(const std::vector<Work>& levels, int images, int multiprocess
       for (int more : {-2, -1, 1, 2}) {
         std::vector<Cut> other = cuts;
         const int chunks = cuts[l].chunks + more;
-        if (chunks < 1 || blocks_of(levels[l].pixels, chunks) > 2048) continue;
+        if (chunks < 1 || blocks_of(levels[l].pixels, chunks) > kMaxChunkPixels) continue;
         other[l] = cut_into_chunks(levels[l].pixels, levels[l].tile, blocks_of(levels[l].pixels, chunks));
         const int64_t end = end_of(levels, other, images, multiprocessors);
         if (end < best) best = end, cuts = other;
@@ -278,6 +277,7 @@ static PyramidParams params_of(const Pyramid& p, size_t first, const void* maps,
     Level& level = out.levels[l];
     level.student = in.student;
     level.teacher = in.teacher;
+    level.mask = in.mask;
     level.channels = in.channels;
     level.height = in.height;
     level.width = in.width;
@@ -320,8 +320,11 @@ static GcParams gc_params_of(const Pyramid& p, size_t first, const PyramidParams
 
 // ---- launches ------------------------------------------------------------------------------------------------------
 
-static void add_launch(Plan& plan, int step, int variant, int64_t blocks, const void* params, size_t bytes) {
-  plan.launches.push_back({step, variant, blocks, params, bytes});
+template <class Params>
+static void add_launch(Plan& plan, std::list<Params>& kept, int step, int variant, int64_t blocks,
+                       const Params& params) {
+  kept.push_back(params);
+  plan.launches.push_back({step, variant, blocks, &kept.back(), sizeof(params)});
 }
 
 // The pass over features: one launch a kernel, which is one in all unless levels differ in layout or width. Levels with
@@ -344,38 +347,54 @@ static void add_tile_launches(Plan& plan, const Pyramid& p, size_t first, int st
       blocks += int64_t{p.images} * level.chunks;
     }
     if (mine.level_count == 0) continue;
-    plan.pyramids.push_back(mine);
-    add_launch(plan, step, variant, blocks, &plan.pyramids.back(), sizeof(mine));
+    add_launch(plan, plan.pyramids, step, variant, blocks, mine);
   }
 }
 
-// blocks(level) of a GcBlock kernel.
+// Numbers the blocks of a GcBlock kernel, blocks(level) of each level; returns how many there are.
 template <class F>
-static void add_gc_launch(Plan& plan, int step, int variant, GcParams params, const F& blocks_of_level) {
+static int64_t number_blocks(GcParams& params, const F& blocks_of_level) {
   int64_t blocks = 0;
   for (int l = 0; l < params.level_count; ++l) {
     params.levels[l].first_block = static_cast<int>(blocks);
     blocks += blocks_of_level(params.levels[l]);
   }
-  plan.gc_blocks.push_back(params);
-  add_launch(plan, step, variant, blocks, &plan.gc_blocks.back(), sizeof(params));
+  return blocks;
 }
 
-static void add_merge_launches(Plan& plan, int variant, const PyramidParams& params) {
-  int64_t merge = 0, finish = 0;
+template <class F>
+static void add_gc_launch(Plan& plan, int step, int variant, GcParams params, const F& blocks_of_level) {
+  const int64_t blocks = number_blocks(params, blocks_of_level);
+  add_launch(plan, plan.gc_blocks, step, variant, blocks, params);
+}
+
+static void add_merge_launches(Plan& plan, const Pyramid& p, int variant, const PyramidParams& params,
+                               const GcParams& gc) {
+  int64_t merge = 0, finish = 0, hidden = 0;
+  FinishParams to;
+  std::memset(static_cast<void*>(&to), 0, sizeof(to));
+  to.pyramid = params;
   for (int l = 0; l < params.level_count; ++l) {
     const Level& level = params.levels[l];
     const int pixels = blocks_of(level.pixels, kMergePixels);
     merge += int64_t{params.images} * (pixels + blocks_of(int64_t{kSums} * level.channels, kMergeColumns));
     finish += int64_t{params.images} * (pixels + 1);
+    to.gc[l].first_block = static_cast<int>(hidden);
+    for (int net = 0; p.has_gc_block && net < kGcNets; ++net) {
+      to.gc[l].w1[net] = gc.levels[l].tensors[gc_tensor(net, kGcW1S)];
+      to.gc[l].b1[net] = gc.levels[l].tensors[gc_tensor(net, kGcB1S)];
+      to.gc[l].hidden_sums[net] = gc.levels[l].hidden_sums[net];
+      to.gc[l].hidden[net] = gc.levels[l].hidden[net];
+      hidden += gc_row_blocks(gc.levels[l].hidden[net], params.images);
+    }
   }
-  plan.pyramids.push_back(params);
-  add_launch(plan, kMerge, variant, merge, &plan.pyramids.back(), sizeof(params));
-  add_launch(plan, kFinish, variant, finish, &plan.pyramids.back(), sizeof(params));
+  to.pyramid_blocks = static_cast<int>(finish);
+  add_launch(plan, plan.pyramids, kMerge, variant, merge, params);
+  add_launch(plan, plan.finishes, kFinish, variant, finish + hidden, to);
 }
 
-static void add_terms_launch(Plan& plan, const Pyramid& p, size_t first, int variant, const PyramidParams& params,
-                             const GcParams& gc, const ForwardOutput& out) {
+static TermsParams terms_params_of(const Pyramid& p, size_t first, const PyramidParams& params, const GcParams& gc,
+                                   const ForwardOutput& out) {
   TermsParams terms;
   std::memset(static_cast<void*>(&terms), 0, sizeof(terms));
   terms.level_count = params.level_count;
@@ -392,8 +411,7 @@ static void add_terms_launch(Plan& plan, const Pyramid& p, size_t first, int var
     to.channels = level.channels;
     for (int k = 0; k < kTerms; ++k) to.weights[k] = level.weights[k];
   }
-  plan.terms.push_back(terms);
-  add_launch(plan, kTermsStep, variant, 1, &plan.terms.back(), sizeof(terms));
+  return terms;
 }
 
 Plan plan_forward(const Pyramid& p, const ForwardOutput& out, void* memory, int multiprocessors) {
@@ -410,24 +428,26 @@ Plan plan_forward(const Pyramid& p, const ForwardOutput& out, void* memory, int 
       level.pixel_parts =
           static_cast<double*>(scratch.take(int64_t{p.images} * blocks_of(level.pixels, kMergePixels) * 2 * 8));
     }
-    add_tile_launches(plan, p, first, kForward, params);
-    add_merge_launches(plan, wide, params);
     GcParams gc = gc_params_of(p, first, params, nullptr);
-    if (p.has_gc_block) {
-      for (int l = 0; l < gc.level_count; ++l) {
-        GcLevel& level = gc.levels[l];
-        for (int net = 0; net < 2; ++net)
-          level.hidden_sums[net] = scratch.take(int64_t{p.images} * level.hidden[net] * number);
-        level.shift_parts =
-            static_cast<double*>(scratch.take(int64_t{p.images} * blocks_of(level.channels, kGcRows) * 8));
-      }
-      add_gc_launch(plan, kGcHidden, wide, gc, [&](const GcLevel& level) {
-        return gc_row_blocks(level.hidden[0], p.images) + gc_row_blocks(level.hidden[1], p.images);
-      });
-      add_gc_launch(plan, kGcAdded, wide, gc,
-                    [&](const GcLevel& level) { return gc_row_blocks(level.channels, p.images); });
+    for (int l = 0; p.has_gc_block && l < gc.level_count; ++l) {
+      GcLevel& level = gc.levels[l];
+      for (int net = 0; net < 2; ++net)
+        level.hidden_sums[net] = scratch.take(int64_t{p.images} * level.hidden[net] * number);
+      level.shift_parts =
+          static_cast<double*>(scratch.take(int64_t{p.images} * blocks_of(level.channels, kGcRows) * 8));
     }
-    add_terms_launch(plan, p, first, wide, params, gc, out);
+    if (p.has_gc_block) params.done = static_cast<unsigned*>(scratch.take(sizeof(unsigned)));
+    add_tile_launches(plan, p, first, kForward, params);
+    add_merge_launches(plan, p, wide, params, gc);
+    const TermsParams terms = terms_params_of(p, first, params, gc, out);
+    if (p.has_gc_block) {
+      GcAddedParams added{gc, terms, params.done};
+      const int64_t blocks =
+          number_blocks(added.gc, [&](const GcLevel& level) { return gc_row_blocks(level.channels, p.images); });
+      add_launch(plan, plan.gc_added, kGcAdded, wide, blocks, added);
+    } else {
+      add_launch(plan, plan.terms, kTermsStep, wide, 1, terms);
+    }
   }
   plan.scratch_bytes = scratch.used();
   return plan;
@@ -464,8 +484,6 @@ Plan plan_backward(const Pyramid& p, const void* upstream, const void* maps, con
     GcParams gc = gc_params_of(p, first, params, upstream);
     for (int l = 0; l < params.level_count; ++l) {
       if (!out.student.empty()) params.levels[l].grad = out.student[first + l];
-      for (int i = 0; gc_grads && i < kGcTensors; ++i)
-        gc.levels[l].grads[i] = out.gc_block[(first + l) * kGcTensors + i];
     }
     if (p.has_gc_block) {
       take_gc_scratch(scratch, gc, params, number, gc_grads);
@@ -478,11 +496,15 @@ Plan plan_backward(const Pyramid& p, const void* upstream, const void* maps, con
                     [&](const GcLevel& level) { return 2 * gc_column_blocks(level.channels, p.images); });
     }
     if (!out.student.empty() || gc_grads) add_tile_launches(plan, p, first, kBackward, params);
-    if (gc_grads)
-      add_gc_launch(plan, kGcParameterGrads, wide, gc, [&](const GcLevel& level) {
-        return gc_parameter_blocks(level.channels, level.hidden[0]) +
-               gc_parameter_blocks(level.channels, level.hidden[1]);
-      });
+    if (!gc_grads) continue;
+    GcParameterParams parameters{gc, {}};
+    for (int l = 0; l < gc.level_count; ++l)
+      std::copy_n(out.gc_block.begin() + (first + l) * kGcTensors, kGcTensors, parameters.grads[l]);
+    const int64_t blocks = number_blocks(parameters.gc, [&](const GcLevel& level) {
+      return gc_parameter_blocks(level.channels, level.hidden[0]) +
+             gc_parameter_blocks(level.channels, level.hidden[1]);
+    });
+    add_launch(plan, plan.gc_parameters, kGcParameterGrads, wide, blocks, parameters);
   }
   plan.scratch_bytes = scratch.used();
   return plan;

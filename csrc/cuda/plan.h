@@ -14,6 +14,7 @@ namespace fgd::cuda {
 struct LevelInput {
   Features student, teacher;
   Layout layout;
+  const float* mask;  // [N][P] weights of the foreground in place of the boxes', or null
   int channels, height, width;
   double weights[kTerms];
   const void* gc_block[kGcTensors];
@@ -56,6 +57,9 @@ struct Plan {
   std::vector<Launch> launches;
   std::list<PyramidParams> pyramids;
   std::list<GcParams> gc_blocks;
+  std::list<FinishParams> finishes;
+  std::list<GcAddedParams> gc_added;
+  std::list<GcParameterParams> gc_parameters;
   std::list<TermsParams> terms;
   size_t scratch_bytes;
   Plan() = default;

@@ -85,6 +85,7 @@ class Level(ctypes.Structure):
         ("student", Features),
         ("teacher", Features),
         ("grad", Features),
+        ("mask", ctypes.c_uint64),
         ("gc_block", ctypes.c_uint64 * 16),
         ("gc_grads", ctypes.c_uint64 * 16),
         ("weights", ctypes.c_double * 4),

@@ -19,7 +19,7 @@ DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 def kernel(name: str):
     """A kernel by its name, from the unit that defines it."""
     step = name.removeprefix("fgd_")
-    homes = {"finish": "merge", "terms": "gc_block", "gc_hidden": "gc_block", "gc_added": "gc_block"}
+    homes = {"finish": "merge", "terms": "gc_block", "gc_added": "gc_block"}
     for unit in UNITS:
         if step.startswith(unit):
             return module(unit)[name]
@@ -89,7 +89,10 @@ class Device:
 
 
 class Loss:
-    """One call of the operator: the arguments of ops.pyramid_loss, on a Device."""
+    """One call of the operator: the arguments of ops.pyramid_loss, on a Device.
+
+    masks, one (N, H, W) float32 a level, are taken as the foreground's weights in place of the boxes'.
+    """
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class Loss:
         spatial_temperature=0.5,
         channel_temperature=0.5,
         shift=0,
+        masks=(),
         **device,
     ):
         self.device = Device(**device)
@@ -113,6 +117,7 @@ class Loss:
         self.levels = (Level * len(student))()
         for index, level in enumerate(self.levels):
             self._describe(level, index, shift)
+            level.mask = self.device.put(masks[index]) if masks else 0
         self.pyramid = Pyramid(
             levels=ctypes.cast(self.levels, ctypes.POINTER(Level)),
             boxes=put(boxes.values) if boxes.values.numel() else 0,

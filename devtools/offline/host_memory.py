@@ -13,7 +13,11 @@ class Shifted:
     """An array that is indexed by addresses (in its own elements), and begins at FIRST."""
 
     def __init__(self, array: np.ndarray):
-        self.array, self.dtype, self.shift = array, array.dtype, FIRST // array.itemsize
+        self.array, self.dtype, self.shape = array, array.dtype, array.shape
+        self.shift = FIRST // array.itemsize
+
+    def view(self, dtype):
+        return Shifted(self.array.view(dtype))
 
     def _index(self, index):
         if isinstance(index, slice):

@@ -16,6 +16,7 @@ struct ShimFeatures {
 
 struct ShimLevel {
   ShimFeatures student, teacher, grad;
+  const float* mask;
   const void* gc_block[kGcTensors];
   void* gc_grads[kGcTensors];
   double weights[fgd::kTerms];
@@ -77,6 +78,7 @@ static Pyramid pyramid_of(const ShimPyramid& in) {
     level.layout = static_cast<Layout>(from.layout);
     level.student = features_of(from.student, from.channels, in.student_type, level.layout);
     level.teacher = features_of(from.teacher, from.channels, in.teacher_type, level.layout);
+    level.mask = from.mask;
     level.channels = from.channels;
     level.height = from.height;
     level.width = from.width;

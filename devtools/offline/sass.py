@@ -128,9 +128,11 @@ def loops(kernel: list[Instruction]) -> list[Loop]:
 
 
 def tile_loop(kernel: list[Instruction], loads: int = 8) -> Loop:
-    """The loop over tiles: the one with a tile's 128-bit loads."""
-    (found,) = (loop for loop in loops(kernel) if sum(map(is_bulk_load, loop.body)) == loads)
-    return found
+    """The loop over tiles: the innermost with a tile's 128-bit loads. Code that ptxas puts behind a kernel's end jumps
+    back over all of it, which is no loop."""
+    return min(
+        (loop for loop in loops(kernel) if sum(map(is_bulk_load, loop.body)) == loads), key=lambda x: len(x.body)
+    )
 
 
 def is_bulk_load(instruction: Instruction) -> bool:

@@ -33,7 +33,7 @@ PIPES = {
 }
 ALU = ("alu", 2)
 # Cycles from issue to the result, where a scoreboard guards it.
-LATENCY = (("LDS", 30), ("SHFL", 24), ("LDG", MEMORY), ("LDC", 30), ("MUFU", 20), ("S2", 24), ("D", 40))
+LATENCY = (("LDS", 30), ("SHFL", 24), ("REDUX", 30), ("LDG", MEMORY), ("LDC", 30), ("MUFU", 20), ("S2", 24), ("D", 40))
 OTHER_LATENCY, READ_LATENCY, BARRIER_LATENCY = 20, 12, 20
 
 
@@ -79,12 +79,11 @@ class Way:
 
     longest: bool | frozenset[int] = True  # in all parts, in none, or in these
     access: str = "packets"
-    boxes: bool = False  # a pixel's row is a division, and nothing else in the loops is one
 
     def cost(self, instruction: Instruction, part: int) -> int:
         """The way's cost is the sum; the cheapest way is taken."""
         opcode = instruction.opcode
-        if instruction.name == "CALL" or (not self.boxes and opcode.startswith("MUFU.RCP")):
+        if instruction.name == "CALL":
             return 1_000_000
         bits, shifted = ACCESS[self.access]
         if instruction.name in ("LDG", "STG"):
@@ -258,19 +257,18 @@ def of_loop(loop: Loop, ways: list[Way]) -> Modelled:
 # ---- the tile kernels of csrc/cuda ---------------------------------------------------------------------------------
 
 
-def ways_of(kernel: str, access: str = "packets", boxes: bool = False) -> list[Way]:
+def ways_of(kernel: str, access: str = "packets") -> list[Way]:
     """The ways of a block's warps through a turn of fgd_<pass>_<layout>_<type>: 32 KiB of the two maps.
 
     In channels_last all warps do the same. In NCHW those that finish the pixels go the longest way between the
-    barriers, the others the shortest; all of them look at the boxes before the first barrier.
+    barriers, the others the shortest.
     """
     forward = kernel.startswith("fgd_forward")
     if "_nhwc_" in kernel:
-        return [Way(True, access, boxes)] * 8
+        return [Way(True, access)] * 8
     finishers = (4 if forward else 2) // (2 if kernel.endswith("f32") else 1)
-    first = {0} if boxes else set()
-    finishing = Way(frozenset(first | ({1} if forward else {0, 1})), access, boxes)
-    return [finishing] * finishers + [Way(frozenset(first), access, boxes)] * (8 - finishers)
+    finishing = Way(frozenset({1, 2} if forward else {0, 1}), access)
+    return [finishing] * finishers + [Way(False, access)] * (8 - finishers)
 
 
 def report(name: str, kernel: list[Instruction]) -> dict[str, float | str]:
@@ -279,8 +277,6 @@ def report(name: str, kernel: list[Instruction]) -> dict[str, float | str]:
     if name.endswith("f32"):
         kinds = kinds[:2]  # a word is an element
     found = {"" if kind == "packets" else f", {kind}": modelled(kernel, ways_of(name, kind)) for kind in kinds}
-    if name.startswith("fgd_forward"):
-        found[", seven boxes"] = modelled(kernel, ways_of(name, boxes=True))
     columns: dict[str, float | str] = {f"modelled: cycles a tile{what}": round(m.cycles) for what, m in found.items()}
     waits = (f"{why} {cycles:.0f}" for why, cycles in list(found[""].waited.items())[:4])
     return columns | {"modelled: an average warp waits for": ", ".join(waits)}

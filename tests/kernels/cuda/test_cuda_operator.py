@@ -2,6 +2,7 @@
 on CPU tensors whose memory the interpreter takes for a GPU's. See operator_shim.cpp."""
 
 import ctypes
+import functools
 import hashlib
 import os
 import pathlib
@@ -15,7 +16,7 @@ import fgd_kernels as fgd
 from devtools.offline.cuda_build import CUDA, OFFLINE, cached
 from devtools.offline.cuda_device import kernel
 from devtools.offline.host_memory import HostGPU
-from fgd_kernels import ops
+from fgd_kernels import ops, reference
 from fgd_kernels.autograd import Inputs, Outputs
 
 LAUNCHER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
@@ -117,7 +118,20 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_the_reference(case, launches):
     assert_as_reference(case, "shim")
-    assert {name.split("_")[1] for name in launches} >= {"forward", "merge", "finish", "terms", "backward"}
+    assert {name.split("_")[1] for name in launches} >= {"forward", "merge", "finish", "gc", "backward"}
+
+
+def test_maps_in_place_of_boxes(launches):
+    """Their weights as one flat tensor, level after level, change no bit."""
+    student, teacher, boxes, sizes, _ = make_inputs(Case("maps", PYRAMID, (3, 0)))
+    packed, none = fgd.pack_boxes(boxes, sizes, "cpu"), fgd.pack_boxes([torch.zeros(0, 4)] * 2, sizes, "cpu")
+    maps = torch.cat([reference.foreground_mask(*packed, *s.shape[2:]).flatten() for s in student])
+    call = functools.partial(torch.ops.fgd_cuda_on_cpu.forward, student, teacher)
+    settings = [], [1.0] * 4 * len(student), 0.5, 0.5
+    for a, b in zip(call(*packed, *settings), call(*none, *settings, maps), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(RuntimeError, match="foreground: expected a contiguous float32 tensor"):
+        call(*none, *settings, maps[1:])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

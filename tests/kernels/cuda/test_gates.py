@@ -5,14 +5,19 @@ import re
 import pytest
 import torch
 
-from devtools.offline import sass
+from devtools.offline import sass, sass_model
 from devtools.offline.cuda_build import UNITS, assembled, ptx_of
 from devtools.offline.cuda_device import Loss
 from devtools.offline.measures import instructions, operator_inputs, sectors_over_floor
+from fgd_kernels import boxes as packing
 
 # Thread instructions of PTX an element pair, moves between registers of one size not counted: forward, backward.
 BUDGET = {torch.bfloat16: (34, 51), torch.float16: (38, 51), torch.float32: (68, 102)}
 SECTORS = 1.05
+CYCLES = 2531  # in which an H100's memory brings a multiprocessor 32 KiB
+NEEDS_CUOBJDUMP = pytest.mark.skipif(
+    sass.tool("cuobjdump") is None, reason="needs cuobjdump, of the CUDA toolkit or of Triton"
+)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
@@ -38,7 +43,26 @@ def test_instructions_and_sectors(dtype, layout):
         assert counts.local_requests == 0 and counts.global_atomics == 0
 
 
-@pytest.mark.skipif(sass.tool("cuobjdump") is None, reason="needs cuobjdump, of the CUDA toolkit or of Triton")
+def test_instructions_with_many_boxes():
+    """2,000 boxes of an image, of every size and place, leave the forward kernel within its budget."""
+    student, teacher, _, gc_block = operator_inputs(torch.bfloat16, torch.contiguous_format)
+    corners = 100 * torch.rand(2000, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
+    boxes = packing.pack_boxes([corners.reshape(-1, 4)], [(100, 100)], "cpu")
+    loss = Loss(student, teacher, boxes, gc_block, multiprocessors=4, check_races=False)
+    loss.forward()
+    counts = loss.device.counts["fgd_forward_nchw_bf16"]
+    assert instructions(counts) / student[0].numel() <= BUDGET[torch.bfloat16][0]
+
+
+@NEEDS_CUOBJDUMP
+@pytest.mark.parametrize("unit", ["forward_nchw", "forward_nhwc"])
+def test_cycles_of_a_forward_tile(unit):
+    """Modelled: no more than memory takes. Boxes play no part in the loop over tiles."""
+    for name, kernel in sass.disassembled(ptx_of(unit), "sm_90").items():
+        assert sass_model.modelled(kernel, sass_model.ways_of(name)).cycles <= CYCLES, name
+
+
+@NEEDS_CUOBJDUMP
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100", "sm_120"])
 @pytest.mark.parametrize("unit", ["backward_nchw", "backward_nhwc"])
 def test_no_tile_waits_for_the_next_one(unit, architecture):

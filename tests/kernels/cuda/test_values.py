@@ -186,13 +186,24 @@ def test_boxes_that_cover_nothing():
 
 def test_masks_are_the_reference_s_bit_for_bit():
     """The focal map of constant features is the mask itself, times the attention, which is one."""
-    counts = [1, 4, 40, 400]
+    counts = [1, 4, 40, 2000]
     boxes = packing.pack_boxes(make_boxes(counts), [(104, 136)] * 4, "cpu")
     shape = (4, 1, 23, 31)
     ours = Loss([torch.zeros(shape)], [torch.zeros(shape)], boxes).forward()[2].view(4, 4, 23, 31)[:, 0]
     mask = reference.foreground_mask(*boxes, 23, 31)
     assert torch.equal(ours.clamp(min=0), mask)
     assert torch.equal(ours < 0, mask == 0)
+
+
+def test_given_weights_take_the_boxes_place():
+    """The boxes' own weights, given as maps, change no bit, whatever boxes come beside them."""
+    inputs = student, teacher, boxes, gc_block = pyramid(torch.bfloat16)
+    masks = [reference.foreground_mask(*boxes, *s.shape[2:]) for s in student]
+    others = packing.pack_boxes(make_boxes([3, 3]), [(104, 136)] * 2, "cpu")
+    expected, _ = run(inputs)
+    given, _ = run((student, teacher, others, gc_block), masks=masks)
+    for a, b in zip(flatten(given), flatten(expected), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_only_what_was_asked_for():
