@@ -7,17 +7,18 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from fgd_distill import pictures
 from fgd_distill.commands import main as cli
+from fgd_distill.data.evaluation import METRICS
 from fgd_distill.detectors.by_name import DetectorConfig
 from fgd_distill.digits.detectors import digits_student, digits_teacher
 from fgd_distill.pictures import attention
 from fgd_distill.pictures.bars import read_ap
-from fgd_distill.pictures.curves import read_metrics, smooth
+from fgd_distill.pictures.curves import metrics_file, read_metrics, smooth
 from fgd_distill.pictures.images import coco_image
 from fgd_distill.pictures.style import labelled
 
@@ -253,8 +254,23 @@ def test_training_curves_of_two_runs(run_folder, tmp_path, capsys):
     assert abs(width - 3 * 3.1 * 110) <= 1 and abs(height - (2 * 2.2 + 0.45) * 110) <= 1  # four panels in two rows
     run_folder("a")
     cli.main(["plot-training", str(tmp_path / "a"), "--terms=[train/loss_fgd*]", f"--output={output}"])
-    assert "2 files called metrics.csv, taking the newest" in capsys.readouterr().out
+    assert "2 files of logs, taking the newest" in capsys.readouterr().out
     assert pixels_of(output).shape[1] < width / 2
+
+
+def test_runs_of_tensorboard(tmp_path):
+    """As Lightning's logger writes it; a resumed run has two files in one folder."""
+    for first in (0, 2):
+        logger = TensorBoardLogger(tmp_path, name="board", version=0)
+        for step in (first, first + 1):
+            logger.log_metrics({"loss": 4.0 - step, "train/loss_fgd_fg": 1.0, "epoch": 0.0}, step)
+        logger.log_metrics({f"val/{name}": 10.0 + first for name in METRICS}, first + 1)
+        logger.finalize("success")
+    metrics = read_metrics(metrics_file(tmp_path / "board"))
+    assert metrics["loss"] == ([0, 1, 2, 3], [4.0, 3.0, 2.0, 1.0]) and "epoch" not in metrics
+    assert read_ap(tmp_path / "board", "board")["board"]["AP"] == [12.0]
+    cli.main(["plot-training", str(tmp_path / "board"), f"--output={tmp_path / 'a.png'}"])
+    pixels_of(tmp_path / "a.png")
 
 
 def test_curves_name_their_terms_and_runs(run_folder):

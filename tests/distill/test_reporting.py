@@ -7,12 +7,17 @@ import re
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger
 
+from fgd_distill.adapters import TorchvisionAdapter
+from fgd_distill.data.datamodule import CocoFolder
+from fgd_distill.digits.detectors import digits_student
 from fgd_distill.errors import FGDOSError
 from fgd_distill.training.reporting import RunProgressBar, ValidationTable, validation_table, with_named_logs
 from fgd_distill.training.run import run
+from fgd_distill.training.start_report import _way, start_report
 
 NAN = float("nan")
 
@@ -80,3 +85,45 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(FGDOSError, match=r"version_0/the log: could not be written: No space left on device; [0-9]"):
         logger.save()
     assert "1.0" in path.read_text()
+
+
+def test_a_training_begins_with_sizes_and_without_noise(fit_args, teacher_file, tmp_path, capsys, caplog, recwarn):
+    teacher = ("--config=digits_fgd.yaml", f"--model.teacher.weights={teacher_file}", "--trainer.limit_val_batches=0")
+    larger = "--model.student.options={image_size: 96}"
+    run(fit_args(tmp_path, *teacher, larger, steps=1))
+    told = capsys.readouterr().out
+    assert "student FCOS: 0.316 million parameters, 0.316 million of them trained; teacher FCOS: 1.59 million" in told
+    assert "images, width x height: 128x128 in the file, 96x96 in the network, padded" in told
+    half = int(re.search(r"half of them are longer than (\d+) pixels", told)[1])
+    assert 8 <= half < 96
+    noise = ("Tip:", "TPU", "litlogger")
+    assert not [record for record in caplog.records if any(word in record.getMessage() for word in noise)]
+    assert not [warning for warning in recwarn if "LeafSpec" in str(warning.message)]
+
+
+def test_objects_that_a_resize_makes_tiny_are_told(digits):
+    data = CocoFolder(digits / "images/train", digits / "annotations/train.json")
+    lines = start_report(digits_student(image_size=24), None, TorchvisionAdapter(), data)
+    assert "few levels can see that" in lines[-1] and "teacher" not in lines[0]
+    shapes = [torch.zeros(3, 60, 90), torch.zeros(1, 3, 64, 96)]
+    assert _way(90, 60, shapes[0], shapes[1][:, :, :60, :90]) == "90x60, never resized"
+    assert _way(180, 120, *shapes) == "180x120 in the file, 90x60 after the transforms, 96x64 in the network, padded"
+
+
+def test_validating_needs_no_teacher(fit_args, digits, teacher_file, tmp_path, capsys):
+    pair = ("--config=digits_fgd.yaml", "--config=digits_inherit.yaml", f"--model.teacher.weights={teacher_file}")
+    run(fit_args(tmp_path, *pair, "--trainer.limit_val_batches=1", steps=1))
+    checkpoint = next(tmp_path.rglob("*.ckpt"))
+    assert "inherited" in capsys.readouterr().out
+    missing = [option.replace(str(teacher_file), "/nowhere.pt") for option in pair]
+    options = [f"--data.root={digits}", "--data.num_workers=0", "--trainer.logger=false"]
+    found = run(["validate", "--config=digits_student.yaml", *missing, *options, f"--ckpt_path={checkpoint}"])
+    assert found.model.distiller is None and "inherited" not in capsys.readouterr().out
+
+
+def test_of_several_processes_the_first_one_speaks(fit_args, teacher_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fgd_distill.training.noise.rank_zero_only.rank", 1, raising=False)
+    inherit = ("--config=digits_inherit.yaml", f"--model.teacher.weights={teacher_file}")
+    run(fit_args(tmp_path, *inherit, "--trainer.limit_val_batches=0", steps=1))
+    told = capsys.readouterr().out
+    assert "inherited" not in told and "images, width" not in told

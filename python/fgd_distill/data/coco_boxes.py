@@ -45,10 +45,10 @@ def check_boxes(content: dict[str, Any], path: Path) -> None:
         log.warning("%s: %d annotations belong to no listed image", path, len(annotations) - len(listed))
     if len(kept) < len(listed):
         ids = {annotation["id"] for annotation in kept}
-        useless = [annotation["id"] for annotation in listed if annotation["id"] not in ids]
-        log.warning("%s: %d boxes are empty or outside their image, left out of training and evaluation: annotations "
-                    "%s ..., counted from 1", path, len(useless), useless[:3])  # fmt: skip
-    _tell_of_doubtful(kept, sizes, path)
+        useless = [annotation for annotation in listed if annotation["id"] not in ids]
+        log.warning("%s: %d boxes are empty or outside their image, left out of training and evaluation: %s",
+                    path, len(useless), _where(useless, content))  # fmt: skip
+    _tell_of_doubtful(kept, sizes, path, content)
 
 
 def _check_fractions(annotations: list[Entry], path: Path) -> None:
@@ -66,18 +66,27 @@ def _covers(box: list[float], frame: tuple[float, float]) -> bool:
     return min(x + width, frame[0]) - max(x, 0) > 0 and min(y + height, frame[1]) - max(y, 0) > 0
 
 
-def _tell_of_doubtful(annotations: list[Entry], sizes: dict[int, tuple[float, float]], path: Path) -> None:
+def _where(annotations: list[Entry], content: dict[str, Any]) -> str:
+    """The first of these annotations, by the files of their images and their places in the list of annotations."""
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    first = [f"{shown(names[entry['image_id']])} (annotation {entry['id']})" for entry in annotations[:3]]
+    return f"{', '.join(first)}{' ...' if len(annotations) > 3 else ''}; annotations are counted from 1"
+
+
+def _tell_of_doubtful(
+    annotations: list[Entry], sizes: dict[int, tuple[float, float]], path: Path, content: dict[str, Any]
+) -> None:
     framed = [(annotation, *sizes[annotation["image_id"]]) for annotation in annotations]
-    beyond = [a["id"] for a, w, h in framed if not _within(_corners(a["bbox"]), w, h)]
+    beyond = [a for a, w, h in framed if not _within(_corners(a["bbox"]), w, h)]
     if beyond:
         as_corners = all(_within(a["bbox"], w, h) for a, w, h in framed)
         remedy = "; all would fit as x1, y1, x2, y2, but bbox is x, y, width, height" if as_corners else ""
-        log.warning("%s: %d boxes reach out of their image by more than a pixel and are cut at its edge: annotations "
-                    "%s ..., counted from 1%s", path, len(beyond), beyond[:3], remedy)  # fmt: skip
-    turned = [annotation["id"] for annotation in annotations if _rotation(annotation)]
+        log.warning("%s: %d boxes reach out of their image by more than a pixel and are cut at its edge: "
+                    "%s%s", path, len(beyond), _where(beyond, content), remedy)  # fmt: skip
+    turned = [annotation for annotation in annotations if _rotation(annotation)]
     if turned:
         log.warning("%s: %d boxes have a rotation among their attributes, as CVAT writes it, and are taken without: "
-                    "annotations %s ..., counted from 1; export polygons", path, len(turned), turned[:3])  # fmt: skip
+                    "%s; export polygons", path, len(turned), _where(turned, content))  # fmt: skip
 
 
 def _corners(box: list[float]) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..csv_files import read_csv
 from ..errors import FGDValueError
-from .curves import metrics_file, read_metrics
+from .curves import EVENTS, metrics_file, read_metrics
 from .style import COLOURS, check_png, labelled, save, tidy
 
 # COCO's sizes count an object's area in pixels of the image.
@@ -34,8 +34,8 @@ def plot_ap(
 
     Args:
         results: CSV files: of the demo or the ablations, with one row a method (or setting) and seed, or a training's
-            metrics.csv (or a folder that holds one), whose last validation counts and whose label names it. More than
-            one as '[a, b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
+            metrics.csv (or a folder that holds one, or TensorBoard's files), whose last validation counts and whose
+            label names it. More than one as '[a, b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
         methods: which of the methods to show, in this order; all by default.
         output: the PNG file to write.
 
@@ -102,7 +102,7 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     Raises:
         FileNotFoundError, ValueError: as for ``plot_ap``.
     """
-    if path.is_file():
+    if path.is_file() and not path.name.startswith(EVENTS):
         _, rows = read_csv(path, "results of the demo or the ablations, or a metrics.csv", numbers=GROUPS, growing=True)
         for column in ("method", "setting"):
             if rows and column in rows[0]:

@@ -1,4 +1,4 @@
-"""Training curves from the CSV files that Lightning's logger writes."""
+"""Training curves from what Lightning's loggers write: CSV files, or TensorBoard's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .style import check_png, labelled, save, style_of, tidy
 Series = tuple[list[int], list[float]]  # steps and values
 TERMS = ("loss", "train/loss*", "train/*", "val/AP")
 COLUMNS = 3
+EVENTS = "events.out.tfevents"  # how the names of TensorBoard's files begin
 
 
 def plot_training(
@@ -28,8 +29,8 @@ def plot_training(
     """Draws the curves of each loss term over the training steps, several runs in one picture, as a PNG.
 
     Args:
-        runs: a run's metrics.csv or a folder that holds one (of several, the newest counts); more than one as
-            '[runs/a, runs/b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
+        runs: a run's metrics.csv, or a folder that holds one or TensorBoard's files (of several runs, the newest
+            counts); more than one as '[runs/a, runs/b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
         terms: which columns of the file, by name or pattern such as 'train/loss_fgd*'; by default the total, every
             loss of the training, and the AP of the validations.
         smoothing: from 0, none, to 1: over which share of a curve its values are averaged. The raw values stay
@@ -79,25 +80,49 @@ def draw_curves(
 
 
 def metrics_file(path: Path) -> Path:
-    """``path`` itself, or the newest metrics.csv in the folder ``path`` and below.
+    """``path`` itself, or the newest log in the folder ``path`` and below: a metrics.csv, or a file of TensorBoard's.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [path] if path.is_file() else sorted(path.rglob("metrics.csv"), key=lambda file: file.stat().st_mtime)
+    if path.is_file():
+        return path
+    found = [*path.rglob("metrics.csv"), *path.rglob(f"{EVENTS}*")]
     if not found:
-        raise FGDFileNotFoundError(f"runs: expected a metrics.csv or a folder that holds one, found none at {path}")
-    if len(found) > 1:
-        print(f"{path}: {len(found)} files called metrics.csv, taking the newest: {found[-1]}")
-    return found[-1]
+        raise FGDFileNotFoundError(
+            f"runs: expected a metrics.csv, or a folder that holds one or TensorBoard's files, found none at {path}"
+        )
+    newest = max(found, key=lambda file: file.stat().st_mtime)
+    if len({file.parent for file in found}) > 1:
+        print(f"{path}: {len(found)} files of logs, taking the newest: {newest}")
+    return newest
 
 
 def read_metrics(path: str | Path) -> dict[str, Series]:
-    """Each column of a metrics.csv as steps and values, in the file's order; its empty cells are left out.
+    """Each logged number as steps and values, in the file's order.
+
+    Args:
+        path: a metrics.csv, whose empty cells are left out; or a file of TensorBoard's, read with those beside it.
 
     Raises:
         ValueError: it has no column ``step``, or no number in any other.
     """
+    path = Path(path)
+    series = _of_tensorboard(path.parent) if path.name.startswith(EVENTS) else _of_csv(path)
+    if not series:
+        raise FGDValueError(f"{path}: expected logged values, found none; did the training reach its first log?")
+    return series
+
+
+def _of_tensorboard(folder: Path) -> dict[str, Series]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    scalars = {name: events.Scalars(name) for name in events.Tags()["scalars"] if name not in ("epoch", "hp_metric")}
+    return {name: ([e.step for e in entries], [e.value for e in entries]) for name, entries in scalars.items()}
+
+
+def _of_csv(path: Path) -> dict[str, Series]:
     expected = "a metrics.csv of Lightning's CSVLogger, with a column 'step' and numbers"
     names, rows = read_csv(path, expected, columns=["step"], numbers=None, growing=True)
     series: dict[str, Series] = {}
@@ -105,8 +130,6 @@ def read_metrics(path: str | Path) -> dict[str, Series]:
         points = [(int(float(row["step"])), float(row[name])) for row in rows if row.get(name) and row["step"]]
         if name not in ("step", "epoch") and points:
             series[name] = ([step for step, _ in points], [value for _, value in points])
-    if not series:
-        raise FGDValueError(f"{path}: expected logged values, found none; did the training reach its first log?")
     return series
 
 

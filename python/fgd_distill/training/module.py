@@ -30,6 +30,7 @@ from ..inheriting import inherit as inherit_from
 from ..schedule import Schedule
 from .checkpoint_io import keep_best, use_whole_checkpoints
 from .learning_rate import LrMilestones
+from .noise import first_process
 from .precision import keep_boxes
 from .teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
 
@@ -95,7 +96,7 @@ class DetectionModule(pl.LightningModule):
         if teacher is not None:
             teacher_model = build_detector(teacher)
             if inherit:
-                inherit_from(model, teacher_model, adapter=self.adapter)
+                inherit_from(model, teacher_model, verbose=first_process(), adapter=self.adapter)
             if loss is not None:
                 self.distiller = DetectionDistiller(
                     model,

@@ -16,9 +16,11 @@ from ..files import write_text
 from .bases import with_bases
 from .interruption import StopOnSignal
 from .module import DetectionModule
+from .noise import be_quiet
 from .reporting import ValidationTable, with_named_logs, with_run_progress
 from .resume_checkpoint import ResumeCheckpoint
 from .standstill import StandstillWarning
+from .start_report import StartReport
 
 SUBCOMMANDS = ("fit", "validate")
 # Abbreviated options would make a slip of a name another option.
@@ -52,6 +54,7 @@ class DistillCLI(LightningCLI):
     def __init__(self, options: Sequence[str], command: str | None = None) -> None:
         usages = {name: PARSER | {"usage": USAGE.format(command=name)} for name in SUBCOMMANDS}
         arguments = with_bases(options)
+        be_quiet()
         with warnings.catch_warnings():
             # It warns of args beside a command line. Here they are the command line, or a script's own call.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -65,11 +68,13 @@ class DistillCLI(LightningCLI):
                     "callbacks": [
                         Timer(),
                         ResumeCheckpoint(),
+                        StartReport(),
                         StopOnSignal(),
                         ValidationTable(),
                         StandstillWarning(),
                     ],
                     "use_distributed_sampler": False,
+                    "enable_model_summary": False,  # in its place: StartReport
                 },
                 seed_everything_default=0,
                 # Only a training owns its folder: validating with other options must not replace its config.yaml.
@@ -97,8 +102,12 @@ class DistillCLI(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        # The file that a training writes has everything, whatever it was built on.
-        (self.config if self.subcommand is None else self.config[self.subcommand]).base = None
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        config.base = None  # the file that a training writes has everything, whatever it was built on
+        if self.subcommand == "validate":  # the student alone
+            config.model.inherit = False
+            for name in ("teacher", "fgd", "criterion", "schedule", "teacher_cache"):
+                config.model[name] = None
 
 
 def run(args: Sequence[str]) -> DistillCLI:
