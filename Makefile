@@ -35,8 +35,10 @@ demo: $(VENV)/.installed
 teacher: $(VENV)/.installed
 	$(RUN)/python -m fgd_distill.digits.demo --train-teacher
 
+# Side by side: a file's tests stay in one process, with one thread each unless a test asks for more.
+WORKERS ?= 2
 test: $(VENV)/.installed $(VENV)/.detectors
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Against other versions of Python, torch, Lightning and so on: an environment each, hours and gigabytes.
 test-matrix: $(VENV)/.dependencies
