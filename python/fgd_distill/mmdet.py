@@ -161,13 +161,18 @@ class FGDDetector:
         return told
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes the published code's checkpoints, too, which have the student under a name of its own."""
+        """Takes the published code's entries, too, which have the student under a name of its own, and a plain
+        detector's, which leave the criterion as it is."""
         mine = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
         if any(name.startswith(("student.", "distiller.student.")) for name in mine):
             for name in mine:
                 del state_dict[prefix + name]
             found = student_state_dict(mine) | published_criterion(mine)
             state_dict.update({prefix + name: value for name, value in found.items()})
+        if not any(name.startswith(prefix + CRITERION_PREFIX) for name in state_dict):
+            print_log("the checkpoint is of a detector alone: the criterion stays as it is", logger="current")
+            kept = self.criterion.state_dict(prefix=prefix + CRITERION_PREFIX)
+            state_dict.update({name: value.clone() for name, value in kept.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
 

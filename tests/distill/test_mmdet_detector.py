@@ -233,7 +233,9 @@ def test_load_from_a_plain_checkpoint_and_layer_decay(tmp_path, teacher_file):
     alone = plain(retinanet())
     torch.save({"state_dict": alone.state_dict(), "meta": {}}, tmp_path / "plain.pth")
     model = build(student=retinanet(), teacher=retinanet(32), teacher_checkpoint=teacher_file)
-    load_checkpoint(model, str(tmp_path / "plain.pth"))
+    before = {name: value.clone() for name, value in model.criterion.state_dict().items()}
+    load_checkpoint(model, str(tmp_path / "plain.pth"), strict=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.criterion.state_dict().items())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in alone.state_dict().items())
     optimizer = {"type": "AdamW", "lr": 1e-3}
     keys = {"custom_keys": {"backbone": {"lr_mult": 0.1}, "criterion": {"lr_mult": 2.0}}}
