@@ -5,14 +5,18 @@ trainer = FGDTrainer(student, arguments, teacher=teacher, train_dataset=..., dat
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDValueError
+from .processes import average_gradients, share_parameters
 
 
 class FGDTrainer(Trainer):
@@ -33,8 +37,8 @@ class FGDTrainer(Trainer):
 
     Raises:
         TypeError: there is no adapter for the detectors, or a setting is unknown.
-        ValueError: it would run on several devices or compiled as a whole, or ``optimizers`` has a scheduler, which
-            cannot know of the loss's parameters.
+        ValueError: one process would run on several devices, or the model compiled as a whole, or ``optimizers`` has a
+            scheduler, which cannot know of the loss's parameters.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean of a batch, whatever their number in an optimizer step
@@ -49,9 +53,11 @@ class FGDTrainer(Trainer):
         **options: Any,
     ) -> None:
         super().__init__(model, args, **options)
-        devices = max(self.args.n_gpu, 1) * self.args.world_size
-        if devices > 1:
-            raise FGDValueError(f"args: expected one device for distillation, got {devices}")
+        if self.args.n_gpu > 1:
+            raise FGDValueError(
+                f"args: expected one device a process for distillation, got {self.args.n_gpu}; start one process a "
+                "device by torchrun or accelerate launch"
+            )
         if self.args.torch_compile:
             raise FGDValueError(
                 "args: expected torch_compile=False for distillation, got True; compile parts of both models in place, "
@@ -63,10 +69,11 @@ class FGDTrainer(Trainer):
                 "parameters; name one by TrainingArguments(lr_scheduler_type=...)"
             )
         self.distiller = distil(model, teacher, **(distillation or {}))
+        share_parameters(self.distiller.criterion)
         self._joined: Optimizer | None = None
         self._terms: dict[str, Tensor] = {}
         self._summed = 0
-        self.add_callback(_FreshGradients(self.distiller.criterion))
+        self.add_callback(_CriterionsGradients(self.distiller.criterion))
 
     def create_optimizer(self, *args: Any, **options: Any) -> Optimizer:
         optimizer = super().create_optimizer(*args, **options)
@@ -86,8 +93,8 @@ class FGDTrainer(Trainer):
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.distiller.set_step(self.state.global_step)
-        with self.accelerator.autocast():
-            losses = self.distiller(inputs)
+        with self.accelerator.autocast(), _called_for(model, self.distiller):
+            losses = model(inputs)
         for name, loss in losses.items():
             self._terms[name] = self._terms.get(name, 0) + loss.detach()
         self._summed += 1
@@ -120,11 +127,36 @@ class FGDTrainer(Trainer):
         super().log(logs, *args, **options)
 
 
-class _FreshGradients(TrainerCallback):
-    """Trainer clears the gradients of its model alone; the criterion's would grow from step to step."""
+@contextlib.contextmanager
+def _called_for(model: nn.Module, distiller: DetectionDistiller) -> Iterator[None]:
+    """Here a call of the model, or of what DistributedDataParallel made of it, is one of the distiller."""
+    student: Any = distiller.student
+    own = vars(student).get("forward")  # accelerate's, where it has one
+
+    def give_back() -> None:
+        vars(student).pop("forward", None)
+        if own is not None:
+            student.forward = own
+
+    def forward(batch: Any) -> Any:
+        give_back()
+        return distiller(batch)
+
+    student.forward = forward
+    try:
+        yield
+    finally:
+        give_back()
+
+
+class _CriterionsGradients(TrainerCallback):
+    """Trainer clears the gradients of its model alone, and its processes share those alone."""
 
     def __init__(self, criterion: nn.Module) -> None:
         self.criterion = criterion
 
     def on_step_begin(self, *args: Any, **options: Any) -> None:
         self.criterion.zero_grad()
+
+    def on_pre_optimizer_step(self, *args: Any, **options: Any) -> None:
+        average_gradients(self.criterion.parameters())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -29,12 +29,18 @@ def gather(results: dict[Key, Value]) -> dict[Key, Value]:
 
 
 def from_first_process(value: Value) -> Value:
-    """The first process's value, on each; tensors come on the device where they were."""
+    """The first process's value, on each."""
     if not _distributed():
         return value
     held = [value]
     torch.distributed.broadcast_object_list(held, 0)
     return held[0]
+
+
+def share_parameters(module: nn.Module) -> None:
+    """Gives a module that no DistributedDataParallel holds the first process's parameters and buffers, on each."""
+    if _distributed():
+        module.load_state_dict(from_first_process({name: value.cpu() for name, value in module.state_dict().items()}))
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:

@@ -30,7 +30,7 @@ from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDTypeError, FGDValueError
 from .files import write_text
-from .processes import average_gradients, from_first_process
+from .processes import average_gradients, from_first_process, share_parameters
 
 _TRAINERS = {"detect": DetectionTrainer, "segment": SegmentationTrainer, "pose": PoseTrainer, "obb": OBBTrainer}
 _CALIBRATED = "fgd_weights.yaml"
@@ -86,7 +86,7 @@ class FGDTrainer(DetectionTrainer):
     def build_optimizer(self, model: nn.Module, *args: Any, **options: Any) -> Optimizer:
         optimizer = super().build_optimizer(model, *args, **options)
         self.distiller = distil(unwrap_model(model), _network(self.teacher).to(self.device), **self.settings)
-        self.distiller.criterion.load_state_dict(from_first_process(self.distiller.criterion.state_dict()))
+        share_parameters(self.distiller.criterion)
         plain = next(group for group in optimizer.param_groups if group["param_group"] == "bn")  # without weight decay
         self.distiller.join(optimizer, **{name: value for name, value in plain.items() if name != "params"})
         return optimizer

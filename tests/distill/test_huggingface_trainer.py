@@ -1,0 +1,97 @@
+"""Hugging Face's Trainer with a teacher: every family resumes bit for bit; two processes train one criterion."""
+
+import os
+
+import pytest
+import torch
+from test_adapters_detr import build as detr
+from test_adapters_huggingface import build as rt_detr
+from test_adapters_rf_detr import lw_detr, rf_detr
+
+transformers = pytest.importorskip("transformers", reason="pip install --no-deps -r requirements-adapters.txt")
+pytest.importorskip("accelerate", reason="pip install --no-deps -r requirements-adapters.txt")
+
+FAMILIES = {
+    "RTDetrV2": lambda width: rt_detr("RTDetrV2", width),
+    "DFine": lambda width: rt_detr("DFine", width),
+    "Detr": lambda width: detr(family="Detr", width=width),
+    "DeformableDetr": lambda width: detr(family="DeformableDetr", width=width),
+    "RfDetr": lambda width: rf_detr(width=2 * width),
+    "LwDetr": lambda width: lw_detr(width=2 * width),
+}
+
+
+def images(count: int = 8) -> list[dict]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        {
+            "pixel_values": torch.rand(3, 64, 64, generator=generator),
+            "labels": {
+                "class_labels": torch.tensor([number % 4]),
+                "boxes": torch.cat([torch.full((1, 2), 0.5), 0.3 + 0.4 * torch.rand(1, 2, generator=generator)], dim=1),
+            },
+        }
+        for number in range(count)
+    ]
+
+
+def collate(items: list[dict]) -> dict:
+    stacked = torch.stack([item["pixel_values"] for item in items])
+    return {"pixel_values": stacked, "labels": [item["labels"] for item in items]}
+
+
+def trainer_of(family: str, folder, seed: int = 0, **options):
+    from fgd_distill.huggingface import FGDTrainer
+
+    torch.manual_seed(0)
+    teacher = FAMILIES[family](32)
+    torch.manual_seed(seed)
+    student = FAMILIES[family](16)
+    settings = {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "per_device_train_batch_size": 2} | options
+    arguments = transformers.TrainingArguments(
+        str(folder / "run"), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False,
+        dataloader_num_workers=0, learning_rate=1e-3, **settings
+    )  # fmt: skip
+    more = {"teacher": teacher, "distillation": {"verbose": False, "temperature": 2.0}}
+    return FGDTrainer(student, arguments, train_dataset=images(), data_collator=collate, **more)
+
+
+def learnt(trainer) -> dict:
+    criterion = {f"criterion.{name}": value for name, value in trainer.distiller.criterion.state_dict().items()}
+    return {name: value.clone() for name, value in {**trainer.model.state_dict(), **criterion}.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_steps_are_one_and_one(family, tmp_path):
+    whole = trainer_of(family, tmp_path)
+    start = learnt(whole)
+    whole.train()
+    end = learnt(whole)
+    assert any(not torch.equal(start[name], end[name]) for name in end if name.startswith("criterion."))
+    resumed = trainer_of(family, tmp_path, seed=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert not [name for name, value in learnt(resumed).items() if not torch.equal(value, end[name])]
+
+
+def train_one_of_two(rank: int, folder) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, but the processes meet in a file
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    # The processes begin with different numbers: what they end with shows who was heard.
+    trainer = trainer_of("RTDetrV2", folder, seed=rank, save_strategy="no", ddp_find_unused_parameters=True)
+    assert trainer.args.world_size == 2
+    seen = [learnt(trainer)]
+    trainer.train()
+    torch.save([*seen, learnt(trainer)], folder / f"seen{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_one_student_and_one_criterion(tmp_path):
+    torch.multiprocessing.spawn(train_one_of_two, (tmp_path,), nprocs=2)
+    (start, end), (other_start, other_end) = (torch.load(tmp_path / f"seen{rank}.pt") for rank in range(2))
+    own = [name for name in start if name.startswith("criterion.")]
+    assert own and all(torch.equal(start[name], other_start[name]) for name in own)
+    trained = [name for name in end if "running" not in name and "num_batches" not in name]
+    assert not [name for name in trained if not torch.equal(end[name], other_end[name])]
+    assert any(not torch.equal(start[name], end[name]) for name in own)
