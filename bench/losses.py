@@ -10,6 +10,7 @@ is the growth of a fresh process's peak resident set over one step, gradients of
 
 import argparse
 import csv
+import os
 import pathlib
 import statistics
 import subprocess
@@ -61,16 +62,21 @@ class Problem:
 def peak_mib(levels: int, name: str) -> float:
     """The growth of a fresh process's peak over one step."""
     code = f"""
-import resource
 from bench.losses import Problem
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
 problem = Problem({levels})
 criterion = problem.criterion({name!r})
+open('/proc/self/clear_refs', 'w').write('5')   # the peak begins anew, at what is resident now
 before = peak()
 problem.step(criterion)
 print(peak() - before)
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    # glibc then maps every large block by itself, and nothing that was freed hides what the step takes.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     return int(out.split()[-1]) / 1024
 
 
