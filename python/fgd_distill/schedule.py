@@ -18,6 +18,7 @@ class Schedule:
         start: the step, counted from 0, at which distillation begins.
         ramp: steps from 0 to 1; 0 begins with the full loss.
         stop: the first step without distillation; None never ends it.
+        every: of so many steps distils in the last, with so many times the loss. The others need no teacher.
 
     Raises:
         TypeError, ValueError: an argument is no such number of steps.
@@ -26,20 +27,25 @@ class Schedule:
     start: int = 0
     ramp: int = 0
     stop: int | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
-        for name, value in (("start", self.start), ("ramp", self.ramp), ("stop", self.stop)):
+        for name, value in (("start", self.start), ("ramp", self.ramp), ("stop", self.stop), ("every", self.every)):
             if value is None and name == "stop":
                 continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise FGDTypeError(f"{name}: expected a number of steps, an int, got {value!r}")
             if value < 0:
                 raise FGDValueError(f"{name}: expected a number of steps >= 0, got {value}")
+        if self.every < 1:
+            raise FGDValueError(f"every: expected a number of steps >= 1, got {self.every}")
         if self.stop is not None and self.stop <= self.start:
             raise FGDValueError(f"stop: expected a step after start={self.start}, or None, got {self.stop}")
 
     def factor(self, step: int) -> float:
-        """The factor at a training step, 0..1."""
+        """The factor at a training step, 0..``every``."""
         if step < self.start or (self.stop is not None and step >= self.stop):
             return 0.0
-        return 1.0 if self.ramp == 0 else min((step - self.start) / self.ramp, 1.0)
+        if (step - self.start) % self.every != self.every - 1:  # the last: loggers record each 20th step, too
+            return 0.0
+        return self.every * (1.0 if self.ramp == 0 else min((step - self.start) / self.ramp, 1.0))

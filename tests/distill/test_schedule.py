@@ -25,6 +25,8 @@ def test_factor():
     ramp = Schedule(start=2, ramp=4, stop=8)
     assert [ramp.factor(step) for step in range(10)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 0, 0]
     assert Schedule(ramp=10, stop=5).factor(4) == 0.4
+    assert [Schedule(start=1, every=3).factor(step) for step in range(8)] == [0, 0, 0, 3, 0, 0, 3, 0]
+    assert [Schedule(ramp=4, every=2).factor(step) for step in range(6)] == [0, 0.5, 0, 1.5, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,7 @@ def test_factor():
         ({"start": -1}, ValueError, "start: expected a number of steps >= 0, got -1"),
         ({"ramp": 0.5}, TypeError, "ramp: expected a number of steps, an int, got 0.5"),
         ({"start": None}, TypeError, "start: .*got None"),
+        ({"every": 0}, ValueError, "every: expected a number of steps >= 1, got 0"),
         ({"start": 5, "stop": 5}, ValueError, "stop: expected a step after start=5, or None, got 5"),
     ],
 )
@@ -104,3 +107,17 @@ def test_resuming_is_telling_the_step(distiller, batch):
     resumed.load_state_dict(state, strict=True)
     resumed.set_step(5)
     torch.testing.assert_close(resumed(*batch), expected, rtol=0, atol=0)
+
+
+def test_the_teacher_runs_in_every_third_step(pair, batch):
+    distiller = DetectionDistiller(*pair, fgd.FGDLoss(64, 64, 3, temperature=4.0), schedule=Schedule(every=3)).train()
+    runs = count_teacher_runs(distiller)
+    terms = []
+    for step in range(6):
+        distiller.set_step(step)
+        losses = distiller(*batch)
+        terms.append([float(losses[name].detach()) for name in TERMS])
+    assert len(runs) == 2
+    distiller.schedule = None
+    once = [float(value.detach()) for name, value in distiller(*batch).items() if name in TERMS]
+    assert terms[0] == terms[1] == [0] * 4 and terms[2] == pytest.approx([3 * value for value in once], rel=1e-3)
