@@ -214,6 +214,7 @@ def batches_of(fit_args, tmp_path, monkeypatch):
 
         def training_step(self, batch, batch_idx):
             epochs_seen.setdefault(self.current_epoch, []).append([target["image_id"] for target in batch[1]])
+            self.own_losses = {"loss": torch.zeros(())}
             return next(self.parameters()).sum() * 0
 
         def validation_step(self, batch, batch_idx):
