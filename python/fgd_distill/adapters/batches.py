@@ -122,6 +122,21 @@ def check_targets(targets: Any, images: Tensor | list[Tensor], classes: int) -> 
     return boxes, labels
 
 
+def check_same_normalisation(argument: str, student: Any, teacher: Any) -> None:
+    """Raises ValueError unless these, what normalises each one's batch, are equal: the teacher gets the student's."""
+    if student != teacher:
+        raise FGDValueError(
+            f"{argument}: the teacher gets the student's normalised batch, so both must normalise alike; got {student} "
+            f"for the student and {teacher} for the teacher"
+        )
+
+
+def check_divides(what: str, student: int, teacher: int) -> None:
+    """Raises ValueError unless a batch of the student's multiples, of a stride say, suits the teacher."""
+    if student % teacher:
+        raise FGDValueError(f"teacher: its largest {what}, {teacher}, must divide the student's, {student}")
+
+
 def boxes_as_corners(targets: Any, images: Any) -> Any:
     """Targets whose ``boxes``, if they are torchvision's BoundingBoxes, became plain tensors, xyxy in pixels.
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import FGDTypeError, FGDValueError
+from ..errors import FGDTypeError
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import check_images, check_targets, denormalised, detection
+from .batches import check_images, check_same_normalisation, check_targets, denormalised, detection
 
 
 class EffDetAdapter(DetectorAdapter):
@@ -32,12 +32,7 @@ class EffDetAdapter(DetectorAdapter):
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             _check(role, model)
-        ours, theirs = _normalisation(student), _normalisation(teacher)
-        if ours != theirs:
-            raise FGDValueError(
-                "config: the teacher gets the student's normalised batch, so both must normalise alike; got mean and "
-                f"std {ours} for the student and {theirs} for the teacher"
-            )
+        check_same_normalisation("config", _normalisation(student), _normalisation(teacher))
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         from effdet.anchors import AnchorLabeler, Anchors

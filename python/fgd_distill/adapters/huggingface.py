@@ -13,6 +13,7 @@ from ..errors import FGDTypeError, FGDValueError
 from .base import DetectorAdapter, Frame, StudentStep
 from .batches import (
     IMAGENET,
+    check_divides,
     check_targets,
     denormalised,
     detection,
@@ -54,11 +55,7 @@ class HuggingFaceAdapter(DetectorAdapter):
                 "teacher: it gets the student's batch, so both must take the same values, got a student whose batch is "
                 f"{told[0]} and a teacher whose is {told[1]}"
             )
-        if ours.divisor % theirs.divisor:
-            what = "window" if ours.square else "stride"
-            raise FGDValueError(
-                f"teacher: its largest {what}, {theirs.divisor}, must divide the student's, {ours.divisor}"
-            )
+        check_divides("window" if ours.square else "stride", ours.divisor, theirs.divisor)
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         mask = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import FGDTypeError, FGDValueError
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import check_images, check_targets, detection
+from .batches import check_images, check_same_normalisation, check_targets, detection
 from .presets import preset_by_name
 
 
@@ -40,12 +40,7 @@ class MMDetectionAdapter(DetectorAdapter):
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             _check(role, model)
-        ours, theirs = _normalisation(student), _normalisation(teacher)
-        if ours != theirs:
-            raise FGDValueError(
-                "data_preprocessor: the teacher gets the student's normalised batch, so both must normalise alike; "
-                f"got {ours} for the student and {theirs} for the teacher"
-            )
+        check_same_normalisation("data_preprocessor", _normalisation(student), _normalisation(teacher))
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         if isinstance(images, Mapping):

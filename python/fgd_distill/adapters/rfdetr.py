@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import FGDTypeError, FGDValueError
+from ..errors import FGDTypeError
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import IMAGENET, check_targets, denormalised, detection, stack_normalised, to_relative
+from .batches import IMAGENET, check_divides, check_targets, denormalised, detection, stack_normalised, to_relative
 
 
 class RFDETRAdapter(DetectorAdapter):
@@ -34,9 +34,7 @@ class RFDETRAdapter(DetectorAdapter):
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             _check(role, model)
-        ours, theirs = _divisor(student), _divisor(teacher)
-        if ours % theirs:
-            raise FGDValueError(f"teacher: its largest window, {theirs}, must divide the student's, {ours}")
+        check_divides("window", _divisor(student), _divisor(teacher))
 
     def student_step(self, student: Any, images: Any, targets: Any) -> StudentStep:
         batch, boxes = self.frame(student, images, targets)

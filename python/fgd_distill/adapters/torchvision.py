@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from ..errors import FGDTypeError, FGDValueError
 from ..taps import LayerTap
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import denormalised
+from .batches import check_same_normalisation, denormalised
 
 
 class TorchvisionAdapter(DetectorAdapter):
@@ -44,12 +44,7 @@ class TorchvisionAdapter(DetectorAdapter):
         for role, model in (("student", student), ("teacher", teacher)):
             _check(role, model)
         for name in ("image_mean", "image_std"):
-            ours, theirs = (list(getattr(model.transform, name)) for model in (student, teacher))
-            if ours != theirs:
-                raise FGDValueError(
-                    f"{name}: the teacher gets the student's normalised batch, so both must normalise alike; "
-                    f"got {ours} for the student and {theirs} for the teacher"
-                )
+            check_same_normalisation(name, *(list(getattr(model.transform, name)) for model in (student, teacher)))
 
     def student_step(self, student: nn.Module, images: Any, targets: Any) -> StudentStep:
         images, targets = list(images), list(targets or [])

@@ -12,7 +12,7 @@ from fgd_kernels.foreground import Foreground, instance_masks, rotated_boxes
 
 from ..errors import FGDTypeError, FGDValueError
 from .base import DetectorAdapter, Frame, StudentStep
-from .batches import check_targets, detection, stack_images, to_pixels, to_relative
+from .batches import check_divides, check_targets, detection, stack_images, to_pixels, to_relative
 
 GREY = 114 / 255  # what Ultralytics pads with
 
@@ -50,9 +50,7 @@ class UltralyticsAdapter(DetectorAdapter):
     def check_pair(self, student: Any, teacher: Any) -> None:
         for role, model in (("student", student), ("teacher", teacher)):
             _check_detector(role, model)
-        ours, theirs = _largest_stride(student), _largest_stride(teacher)
-        if ours % theirs:
-            raise FGDValueError(f"teacher: its largest stride, {theirs}, must divide the student's, {ours}")
+        check_divides("stride", _largest_stride(student), _largest_stride(teacher))
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise FGDValueError(
                 "student: expected parameters to train, but none requires a gradient, as in a model that YOLO(...) "
