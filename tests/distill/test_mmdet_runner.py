@@ -1,7 +1,8 @@
 """The shipped configurations of the paper's pairs, made small, by MMEngine's Runner: two iterations on four images of
 digits, a validation, the export; resuming; hooks and optimizer constructors.
 
-Compiled operators of mmcv are torchvision's where it has none: mmcv_operators.py names one that is needed and lacks. 30 seconds.
+Compiled operators of mmcv are torchvision's where it has none: mmcv_operators.py names one that is needed and lacks.
+30 seconds.
 """
 
 import re
