@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "params.h"
 
 namespace fgd::cuda {
@@ -91,97 +93,126 @@ FGD_DEVICE A sign_of(A x) {
 
 // What threads read in place of channels that are not there: cheaper than a branch or a factor at every use.
 static __device__ const uint4 kZeros[4] = {};
+template <class T>
+FGD_DEVICE const T* zeros_of() {
+  return reinterpret_cast<const T*>(kZeros);
+}
 
 // ---- packets -------------------------------------------------------------------------------------------------------
 
 template <class T>
 constexpr int kPacket = 16 / sizeof(T);  // elements
 
-FGD_DEVICE void unpack(const uint4& packet, float (&out)[4], float) {
-  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(word[i]);
+// Elements of each of two maps that a thread reads at a time: a packet of the wider type.
+template <class S, class T>
+constexpr int kPair = kPacket<S> < kPacket<T> ? kPacket<S> : kPacket<T>;
+
+// V elements: 16 bytes, or 8.
+template <class T, int V>
+using Packet = std::conditional_t<sizeof(T) * V == 16, uint4, uint2>;
+
+FGD_DEVICE void split(const uint4& packet, unsigned (&word)[4]) {
+  word[0] = packet.x, word[1] = packet.y, word[2] = packet.z, word[3] = packet.w;
 }
-FGD_DEVICE void unpack(const uint4& packet, float (&out)[8], __nv_bfloat16) {
-  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    out[2 * i] = __uint_as_float(word[i] << 16);
-    out[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-  }
+FGD_DEVICE void split(const uint2& packet, unsigned (&word)[2]) { word[0] = packet.x, word[1] = packet.y; }
+FGD_DEVICE uint4 join(const unsigned (&word)[4]) { return {word[0], word[1], word[2], word[3]}; }
+FGD_DEVICE uint2 join(const unsigned (&word)[2]) { return {word[0], word[1]}; }
+
+FGD_DEVICE void unpack_word(unsigned word, float* out, float) { out[0] = __uint_as_float(word); }
+FGD_DEVICE void unpack_word(unsigned word, float* out, __nv_bfloat16) {
+  out[0] = __uint_as_float(word << 16);
+  out[1] = __uint_as_float(word & 0xffff0000u);
 }
-FGD_DEVICE void unpack(const uint4& packet, float (&out)[8], __half) {
-  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word[i]));
-    out[2 * i] = pair.x;
-    out[2 * i + 1] = pair.y;
-  }
+FGD_DEVICE void unpack_word(unsigned word, float* out, __half) {
+  const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&word));
+  out[0] = pair.x;
+  out[1] = pair.y;
+}
+FGD_DEVICE unsigned pack_word(const float* in, float) { return __float_as_uint(in[0]); }
+FGD_DEVICE unsigned pack_word(const float* in, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(in[0], in[1]);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+FGD_DEVICE unsigned pack_word(const float* in, __half) {
+  const __half2 pair = __floats2half2_rn(in[0], in[1]);
+  return *reinterpret_cast<const unsigned*>(&pair);
 }
 
-FGD_DEVICE uint4 pack(const float (&in)[4], float) {
-  return {__float_as_uint(in[0]), __float_as_uint(in[1]), __float_as_uint(in[2]), __float_as_uint(in[3])};
-}
-FGD_DEVICE uint4 pack(const float (&in)[8], __nv_bfloat16) {
-  unsigned word[4];
+template <class T, int V>
+FGD_DEVICE void unpack(const Packet<T, V>& packet, float (&out)[V], T) {
+  unsigned word[V * sizeof(T) / 4];
+  split(packet, word);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(in[2 * i], in[2 * i + 1]);
-    word[i] = *reinterpret_cast<const unsigned*>(&pair);
-  }
-  return {word[0], word[1], word[2], word[3]};
+  for (int i = 0; i < static_cast<int>(V * sizeof(T) / 4); ++i) unpack_word(word[i], out + i * 4 / sizeof(T), T{});
 }
-FGD_DEVICE uint4 pack(const float (&in)[8], __half) {
-  unsigned word[4];
+template <class T, int V>
+FGD_DEVICE Packet<T, V> pack(const float (&in)[V], T) {
+  unsigned word[V * sizeof(T) / 4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const __half2 pair = __floats2half2_rn(in[2 * i], in[2 * i + 1]);
-    word[i] = *reinterpret_cast<const unsigned*>(&pair);
-  }
-  return {word[0], word[1], word[2], word[3]};
+  for (int i = 0; i < static_cast<int>(V * sizeof(T) / 4); ++i) word[i] = pack_word(in + i * 4 / sizeof(T), T{});
+  return join(word);
 }
 
-FGD_DEVICE uint4 load_packet(const void* from) { return __ldg(static_cast<const uint4*>(from)); }
-FGD_DEVICE void store_packet(void* to, const uint4& packet) { __stcg(reinterpret_cast<uint4*>(to), packet); }
+template <int V, class T>
+FGD_DEVICE Packet<T, V> load_packet(const T* from) {
+  return __ldg(reinterpret_cast<const Packet<T, V>*>(from));
+}
+template <class P>
+FGD_DEVICE void store_packet(void* to, const P& packet) {
+  __stcg(reinterpret_cast<P*>(to), packet);
+}
 
 // The bits of up to `count` elements, zeros behind them: where a packet is not aligned or reaches over an end.
-template <class T>
-FGD_DEVICE uint4 gather_packet(const T* from, int count) {
-  unsigned word[4] = {0, 0, 0, 0};
+template <int V, class T>
+FGD_DEVICE Packet<T, V> gather_packet(const T* from, int count) {
+  unsigned word[V * sizeof(T) / 4] = {};
 #pragma unroll
-  for (int i = 0; i < kPacket<T>; ++i) {
+  for (int i = 0; i < V; ++i) {
     if (i >= count) continue;
     if constexpr (sizeof(T) == 4)
       word[i] = __ldg(reinterpret_cast<const unsigned*>(from) + i);
     else
       word[i / 2] |= static_cast<unsigned>(__ldg(reinterpret_cast<const unsigned short*>(from) + i)) << (i % 2 * 16);
   }
-  return {word[0], word[1], word[2], word[3]};
+  return join(word);
 }
 
-// The same of elements of two bytes in pairs of four, which are aligned: count is even.
-FGD_DEVICE uint4 gather_pairs(const void* from, int count) {
-  return gather_packet(static_cast<const float*>(from), count / 2);
+// The same, of elements of two bytes in pairs of four, which are aligned: count is even.
+template <int V, class T>
+FGD_DEVICE Packet<T, V> gather_words(const T* from, int count) {
+  if constexpr (sizeof(T) == 4)
+    return gather_packet<V>(from, count);
+  else
+    return gather_packet<V / 2>(reinterpret_cast<const float*>(from), count / 2);
 }
 
-// A whole packet of elements of two bytes, wherever it lies, from the words around it: where it does not begin with a
-// word, the element before it and the one behind it are read, too.
-FGD_DEVICE uint4 shifted_packet(const void* from) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(from);
-  const unsigned* words = reinterpret_cast<const unsigned*>(address & ~uintptr_t{3});
-  const unsigned shift = (address & 2) * 8;
-  const unsigned word[5] = {__ldg(words), __ldg(words + 1), __ldg(words + 2), __ldg(words + 3),
-                            shift ? __ldg(words + 4) : 0};
-  return {__funnelshift_r(word[0], word[1], shift), __funnelshift_r(word[1], word[2], shift),
-          __funnelshift_r(word[2], word[3], shift), __funnelshift_r(word[3], word[4], shift)};
-}
-
-template <class T>
-FGD_DEVICE void scatter_packet(T* to, const uint4& packet, int count) {
-  const unsigned word[4] = {packet.x, packet.y, packet.z, packet.w};
+// A whole packet wherever it lies; elements of two bytes from the words around it: where it does not begin with a word,
+// the element before it and the one behind it are read, too.
+template <int V, class T>
+FGD_DEVICE Packet<T, V> shifted_packet(const T* from) {
+  if constexpr (sizeof(T) == 4) {
+    return gather_packet<V>(from, V);
+  } else {
+    constexpr int kWords = V / 2;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(from);
+    const unsigned* words = reinterpret_cast<const unsigned*>(address & ~uintptr_t{3});
+    const unsigned shift = (address & 2) * 8;
+    unsigned read[kWords + 1], word[kWords];
 #pragma unroll
-  for (int i = 0; i < kPacket<T>; ++i) {
+    for (int i = 0; i < kWords; ++i) read[i] = __ldg(words + i);
+    read[kWords] = shift ? __ldg(words + kWords) : 0;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) word[i] = __funnelshift_r(read[i], read[i + 1], shift);
+    return join(word);
+  }
+}
+
+template <int V, class T>
+FGD_DEVICE void scatter_packet(T* to, const Packet<T, V>& packet, int count) {
+  unsigned word[V * sizeof(T) / 4];
+  split(packet, word);
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
     if (i >= count) continue;
     if constexpr (sizeof(T) == 4)
       reinterpret_cast<unsigned*>(to)[i] = word[i];
@@ -190,21 +221,27 @@ FGD_DEVICE void scatter_packet(T* to, const uint4& packet, int count) {
   }
 }
 
-// As gather_pairs.
-FGD_DEVICE void scatter_pairs(void* to, const uint4& packet, int count) {
-  scatter_packet(static_cast<float*>(to), packet, count / 2);
+// As gather_words.
+template <int V, class T>
+FGD_DEVICE void scatter_words(T* to, const Packet<T, V>& packet, int count) {
+  if constexpr (sizeof(T) == 4)
+    scatter_packet<V>(to, packet, count);
+  else
+    scatter_packet<V / 2>(reinterpret_cast<float*>(to), packet, count / 2);
 }
 
 // As shifted_packet, but nothing beside the packet is written.
-FGD_DEVICE void store_shifted(void* to, const uint4& packet) {
-  if (reinterpret_cast<uintptr_t>(to) % 4 == 0) return scatter_pairs(to, packet, 8);
-  unsigned short* halves = static_cast<unsigned short*>(to);
+template <int V, class T>
+FGD_DEVICE void store_shifted(T* to, const Packet<T, V>& packet) {
+  if (sizeof(T) == 4 || reinterpret_cast<uintptr_t>(to) % 4 == 0) return scatter_words<V>(to, packet, V);
+  unsigned word[V * sizeof(T) / 4];
+  split(packet, word);
+  unsigned short* halves = reinterpret_cast<unsigned short*>(to);
   unsigned* words = reinterpret_cast<unsigned*>(halves + 1);
-  halves[0] = static_cast<unsigned short>(packet.x);
-  words[0] = __funnelshift_r(packet.x, packet.y, 16);
-  words[1] = __funnelshift_r(packet.y, packet.z, 16);
-  words[2] = __funnelshift_r(packet.z, packet.w, 16);
-  halves[7] = static_cast<unsigned short>(packet.w >> 16);
+  halves[0] = static_cast<unsigned short>(word[0]);
+#pragma unroll
+  for (int i = 0; i + 1 < V / 2; ++i) words[i] = __funnelshift_r(word[i], word[i + 1], 16);
+  halves[V - 1] = static_cast<unsigned short>(word[V / 2 - 1] >> 16);
 }
 
 // ---- sums over lanes -----------------------------------------------------------------------------------------------

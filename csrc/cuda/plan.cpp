@@ -52,12 +52,15 @@ int64_t stats_size(const Pyramid& p) {
 
 static int variant_of(const Pyramid& p, const LevelInput& level) {
   if (p.wide()) return kGeneric + 1;
-  if (p.student_type != p.teacher_type || level.channels > kFastChannels) return kGeneric;
-  return (level.layout == kPixelsDense ? kNchw : kNhwc) + p.student_type;
+  if (level.channels > kFastChannels) return kGeneric;
+  return (level.layout == kPixelsDense ? kNchw : kNhwc) + 3 * p.student_type + p.teacher_type;
 }
 
-static int tile_pixels(int variant) {
-  if (variant == kNchw + kFloat32) return 16;
+static bool any_float32(const Pyramid& p) { return p.student_type == kFloat32 || p.teacher_type == kFloat32; }
+static bool only_float32(const Pyramid& p) { return p.student_type == kFloat32 && p.teacher_type == kFloat32; }
+
+static int tile_pixels(const Pyramid& p, int variant) {
+  if (variant < kNhwc && any_float32(p)) return 16;
   return variant >= kNhwc && variant < kGeneric ? 64 : 32;
 }
 
@@ -113,8 +116,8 @@ static Cut cut_into_chunks(int64_t pixels, int tile, int chunk_pixels) {
 struct Costs {
   int words, shifted, elements;
 };
-static Costs costs_of(bool backward, DType type) {
-  if (type == kFloat32) return backward ? Costs{100, 100, 100} : Costs{110, 110, 110};
+static Costs costs_of(bool backward, bool words) {  // words: elements have four bytes
+  if (words) return backward ? Costs{100, 100, 100} : Costs{110, 110, 110};
   return backward ? Costs{100, 125, 190} : Costs{122, 162, 240};
 }
 constexpr int kPacketCost = 100;
@@ -136,12 +139,12 @@ struct Work {
 // As nchw.cuh and nhwc.cuh choose how to read.
 static Work work_of(const Pyramid& p, const LevelInput& level, bool backward) {
   const int variant = variant_of(p, level), alignment = std::min(level.student.alignment, level.teacher.alignment);
-  Work work{level.pixels(), tile_pixels(variant), kPacketCost, kPacketCost};
+  Work work{level.pixels(), tile_pixels(p, variant), kPacketCost, kPacketCost};
   if (variant >= kGeneric) return work;
-  const Costs costs = costs_of(backward, p.student_type);
-  const bool nchw = variant < kNhwc, words = p.student_type == kFloat32 || alignment >= 4;
+  const Costs costs = costs_of(backward, only_float32(p));
+  const bool nchw = variant < kNhwc, words = only_float32(p) || alignment >= 4;
   if (alignment < 16) work.cost = !nchw ? costs.elements : words ? costs.words : costs.shifted;
-  const bool pairs = words && (p.student_type == kFloat32 || work.pixels % 2 == 0);
+  const bool pairs = words && (only_float32(p) || work.pixels % 2 == 0);
   work.last_cost = !nchw ? work.cost : pairs ? costs.words : costs.elements;
   return work;
 }

@@ -24,6 +24,10 @@ UNITS = (
     "backward_nchw",
     "backward_nhwc",
     "backward_generic",
+    "forward_nchw_mixed",
+    "forward_nhwc_mixed",
+    "backward_nchw_mixed",
+    "backward_nhwc_mixed",
 )
 
 

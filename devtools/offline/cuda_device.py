@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import re
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def kernel(name: str):
     homes = {"finish": "merge", "terms": "gc_block", "gc_added": "gc_block"}
     for unit in UNITS:
         if step.startswith(unit):
-            return module(unit)[name]
+            return module(f"{unit}_mixed" if re.search(r"_b?f\d+_b?f\d+$", step) else unit)[name]
     home = next((unit for prefix, unit in homes.items() if step.startswith(prefix)), "gc_backward")
     return module(home)[name]
 

@@ -23,12 +23,18 @@ def sectors_over_floor(counts, feature_bytes: int) -> float:
 
 
 def operator_inputs(
-    dtype: torch.dtype, layout: torch.memory_format, height: int = 32, width: int = 128, channels: int = 256
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    height: int = 32,
+    width: int = 128,
+    channels: int = 256,
+    teacher: torch.dtype | None = None,
 ) -> tuple:
-    """One image with two boxes and GcBlocks: arguments of device.Loss."""
+    """One image with two boxes and GcBlocks: arguments of device.Loss. teacher: its type, where it is another."""
     torch.manual_seed(0)
     shape, hidden = (1, channels, height, width), channels // 2
-    features = [torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2)]
+    dtypes = dtype, teacher or dtype
+    features = [torch.randn(shape).to(dtype).contiguous(memory_format=layout) for dtype in dtypes]
     boxes = packing.pack_boxes([torch.tensor([[5.0, 5.0, 60.0, 70.0], [30.0, 9.0, 80.0, 90.0]])], [(100, 100)], "cpu")
     key, vector = ((channels,), (1,)), (hidden,)
     transform = ((hidden, channels), vector, vector, vector, (channels, hidden), (channels,))

@@ -13,6 +13,7 @@ from fgd_kernels import boxes as packing
 
 # Thread instructions of PTX an element pair, moves between registers of one size not counted: forward, backward.
 BUDGET = {torch.bfloat16: (34, 51), torch.float16: (38, 51), torch.float32: (68, 102)}
+BUDGET_OF_A_BYTE = 34 / 4  # and 51 / 6, 68 / 8, 102 / 12
 SECTORS = 1.05
 CYCLES = 2531  # in which an H100's memory brings a multiprocessor 32 KiB
 NEEDS_CUOBJDUMP = pytest.mark.skipif(
@@ -40,6 +41,24 @@ def test_instructions_and_sectors(dtype, layout):
         counts = next(c for name, c in loss.device.counts.items() if name.startswith(f"fgd_{direction}_n"))
         assert instructions(counts) / pairs <= budget
         assert sectors_over_floor(counts, pairs * size * units) <= SECTORS
+        assert counts.local_requests == 0 and counts.global_atomics == 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("student_narrow", [True, False], ids=["narrow student", "narrow teacher"])
+def test_instructions_and_sectors_of_mixed_types(student_narrow, narrow, layout):
+    """32 bits beside 16: the floor of both maps in sectors, and as many instructions a byte as equal types may have."""
+    student, teacher = (narrow, torch.float32) if student_narrow else (torch.float32, narrow)
+    loss = Loss(*operator_inputs(student, layout, 16, 128, teacher=teacher), multiprocessors=2, check_races=False)
+    loss.forward()
+    loss.backward((1.0, 1.0, 1.0, 1.0))
+    pairs = loss.student[0].numel()
+    floors = student.itemsize + teacher.itemsize, 2 * student.itemsize + teacher.itemsize
+    for direction, floor in zip(("forward", "backward"), floors, strict=True):
+        counts = next(c for name, c in loss.device.counts.items() if name.startswith(f"fgd_{direction}_n"))
+        assert instructions(counts) / pairs <= BUDGET_OF_A_BYTE * floor
+        assert sectors_over_floor(counts, pairs * floor) <= SECTORS
         assert counts.local_requests == 0 and counts.global_atomics == 0
 
 

@@ -24,6 +24,8 @@ LARGE = [
     Case("several chunks, bfloat16", ((256, 40, 37),), (5,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
     Case("several chunks, channels_last", ((256, 29, 37),), (5,), channels_last=True, loss=BALANCED),
     Case("several chunks, channels_last, float16", ((136, 40, 37),), (5,), *[torch.float16] * 2, True, loss=BALANCED),
+    Case("several chunks, mixed", ((256, 33, 37),), (5,), torch.float16, torch.float32, loss=BALANCED),
+    Case("several chunks, mixed, channels_last", ((256, 29, 37),), (5,), torch.float32, torch.bfloat16, True),
     Case("many channels", ((600, 3, 11),), (2,), loss=BALANCED),
     Case("many channels, channels_last, bfloat16", ((600, 3, 11),), (2,), *[torch.bfloat16] * 2, True, loss=BALANCED),
     Case("nine levels", ((8, 5, 4),) * 9, (2,), loss=BALANCED),
