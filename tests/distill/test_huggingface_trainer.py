@@ -95,3 +95,16 @@ def test_two_processes_train_one_student_and_one_criterion(tmp_path):
     trained = [name for name in end if "running" not in name and "num_batches" not in name]
     assert not [name for name in trained if not torch.equal(end[name], other_end[name])]
     assert any(not torch.equal(start[name], end[name]) for name in own)
+
+
+def test_mixed_precision(tmp_path):
+    """The criterion gets bfloat16 features; its terms are near those of float32."""
+    logged, seen = [], []
+    for bf16 in (False, True):
+        trainer = trainer_of("RTDetrV2", tmp_path, bf16=bf16, max_steps=1, save_strategy="no")
+        trainer.distiller.criterion.register_forward_hook(lambda c, inputs, out: seen.append(inputs[0][0].dtype))
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    assert seen == [torch.float32, torch.bfloat16]
+    exact, rounded = (line["loss_fgd_fg"] for line in logged)
+    assert rounded == pytest.approx(exact, rel=0.05) and rounded != exact
