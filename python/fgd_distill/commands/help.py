@@ -24,7 +24,11 @@ CONFIGURED = (
     ("data", "data.datamodule:CocoDataModule"),
 )
 """Sections of a configuration, and the class that each builds."""
-OWN = {"calibrate": "commands.calibrate:Calibration", "profile": "commands.profile:Profiling"}
+OWN = {
+    "calibrate": "commands.calibrate:Calibration",
+    "compare": "commands.compare:Comparison",
+    "profile": "commands.profile:Profiling",
+}
 """What a command takes besides the configuration of ``fit``."""
 
 TRAINING = {

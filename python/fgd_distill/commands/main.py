@@ -47,6 +47,9 @@ COMMANDS = {
     "calibrate": Command(
         "proposes the loss's temperature and weights for two detectors", "commands.calibrate:calibrate", parses=True
     ),
+    "compare": Command(
+        "trains a student alone and with its teacher, over seeds, and compares", "commands.compare:compare", parses=True
+    ),
     "profile": Command("measures what each part of a training step costs", "commands.profile:profile", parses=True),
     "doctor": Command(
         "reports versions and backends, checks them, and says what would be faster", "commands.doctor:doctor"

@@ -1,0 +1,175 @@
+"""``fgd-distill compare``: what a pair's student gains from its teacher, over several seeds, and at equal time."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..csv_files import read_csv
+from ..data.evaluation import METRICS
+from ..digits.runs import seconds
+from ..errors import FGDValueError
+from ..files import write_text
+from ..machine import machine
+from ..pictures.bars import plot_ap
+from ..text_table import aligned
+from ..training.run import run
+
+ALONE, EQUAL_TIME = "alone", "alone, equal time"
+NO_LOSS = [f"--model.{name}=null" for name in ("fgd", "criterion", "schedule", "teacher_cache")]
+SETTINGS: Mapping[str, list[str]] = {
+    ALONE: ["--config=alone.yaml"],
+    "inherited": [*NO_LOSS, "--model.inherit=true"],
+    "distilled": ["--model.inherit=false"],
+    "both": ["--model.inherit=true"],
+    EQUAL_TIME: ["--config=alone.yaml"],
+}
+COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "options", "machine")
+Line = dict[str, str]
+
+
+@dataclass
+class Comparison:
+    """What ``fgd-distill compare`` takes besides the configuration of ``fit``.
+
+    Args:
+        seeds: one training of each setting for each, as in --seeds 0 1 2.
+        settings: some of 'alone', 'inherited', 'distilled', 'both' and 'alone, equal time'; the last is trained for as
+            long as the slowest other took, and needs 'alone'.
+        output: the CSV file of the trainings, one line each; the picture is written beside it, with the suffix .png.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    settings: list[str] = field(default_factory=lambda: list(SETTINGS))
+    output: str = "runs/compare.csv"
+
+    def __post_init__(self) -> None:
+        unknown = [setting for setting in self.settings if setting not in SETTINGS]
+        if unknown or not self.settings or not self.seeds:
+            raise FGDValueError(
+                f"settings, seeds: expected seeds and some of {list(SETTINGS)}, got {self.settings} and {self.seeds}"
+            )
+        if EQUAL_TIME in self.settings and not {ALONE} < {*self.settings} - {EQUAL_TIME}:
+            raise FGDValueError(
+                f"settings: expected 'alone' and another one beside {EQUAL_TIME!r}, got {self.settings}"
+            )
+        if Path(self.output).suffix != ".csv":
+            raise FGDValueError(f"output: expected a file name that ends in .csv, got {self.output!r}")
+
+
+def compare(args: Sequence[str]) -> None:
+    """Trains a pair's student alone, inherited, distilled and both, and alone for as long, and prints what each gained.
+
+    A training's line is written when it ends. Those that are in the output already are skipped, so a comparison that
+    was interrupted goes on where it stopped. Each ends with a validation, whose AP counts; gains are seed by seed.
+
+    Args:
+        args: the options of ``fgd-distill fit``, and those of ``Comparison``.
+
+    Raises:
+        ValueError: a setting is unknown, or the output has trainings with other options.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--settings", nargs="+")
+    parser.add_argument("--output")
+    own, options = parser.parse_known_args(args)
+    wanted = Comparison(**{name: value for name, value in vars(own).items() if value is not None})
+    path = Path(wanted.output)
+    lines = read_lines(path)
+    told = shlex.join(options)
+    if others := {line["options"] for line in lines} - {told}:
+        raise FGDValueError(f"output: expected trainings with {told} in {path}, got some with {others.pop()}")
+    ordered = [setting for setting in SETTINGS if setting in wanted.settings]  # equal time needs the others'
+    for seed in wanted.seeds:
+        for setting in ordered:
+            if not any((line["setting"], line["seed"]) == (setting, str(seed)) for line in lines):
+                print(f"\n{setting}, seed {seed}", flush=True)
+                steps = equal_steps(lines, seed) if setting == EQUAL_TIME else None
+                lines.append(_train(setting, seed, options, steps) | {"options": told, "machine": machine()})
+                write_lines(lines, path)
+    shown = [line for line in lines if line["setting"] in ordered and int(line["seed"]) in wanted.seeds]
+    print("", *table(shown), "", f"{path} has every training", sep="\n")
+    plot_ap(str(path), ordered, str(path.with_suffix(".png")))
+
+
+def _train(setting: str, seed: int, options: Sequence[str], steps: int | None) -> Line:
+    overlay = [*SETTINGS[setting], f"--seed_everything={seed}", f"--data.seed={seed}"]
+    if steps is not None:
+        overlay += [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
+        if any("total_steps" in option for option in _scheduler_of(options)):
+            overlay.append(f"--model.lr_scheduler.init_args.total_steps={steps}")
+    cli = run(["fit", *options, *overlay])
+    trained = cli.trainer.global_step
+    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    found = cli.trainer.callback_metrics
+    metrics = {name: f"{float(found[f'val/{name}']):.2f}" for name in METRICS}
+    return {"setting": setting, "seed": str(seed), "steps": str(trained), **metrics, "seconds": f"{seconds(cli):.1f}"}
+
+
+def _scheduler_of(options: Sequence[str]) -> list[str]:
+    """The settings of the learning-rate scheduler that these options give."""
+    from ..training.run import DistillCLI
+
+    class Parsed(DistillCLI):
+        def instantiate_classes(self) -> None:
+            """Nothing is built."""
+
+    scheduler: Any = Parsed([*options, "--config=alone.yaml"]).config.model.lr_scheduler
+    return [] if scheduler is None else list(scheduler.get("init_args", {}).keys())
+
+
+def equal_steps(lines: Sequence[Line], seed: int) -> int:
+    """The steps that the student alone takes in the time of this seed's slowest other training."""
+    others = [line for line in lines if line["seed"] == str(seed) and line["setting"] != EQUAL_TIME]
+    alone = next(line for line in others if line["setting"] == ALONE)
+    return round(int(alone["steps"]) * max(1.0, max(float(x["seconds"]) for x in others) / float(alone["seconds"])))
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """A line a setting: mean and range of AP over the seeds, the mean gain over the student alone, and seconds."""
+    rows = [["", "seeds", "steps", "AP", "range", "gain", "gain over equal time", "AP50", "AR", "seconds"]]
+    by_setting = {name: {x["seed"]: x for x in lines if x["setting"] == name} for name in SETTINGS}
+    for setting, found in by_setting.items():
+        if not found:
+            continue
+        scores = {seed: float(line["AP"]) for seed, line in found.items()}
+        steps = sorted({int(line["steps"]) for line in found.values()})
+        gains = [_gain(scores, by_setting[base]) if setting != base else "" for base in (ALONE, EQUAL_TIME)]
+        means = [f"{statistics.mean(float(x[name]) for x in found.values()):.1f}" for name in ("AP50", "AR", "seconds")]
+        span = f"{min(scores.values()):.1f} to {max(scores.values()):.1f}" if len(scores) > 1 else ""
+        shown = " to ".join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))
+        rows.append([setting, str(len(found)), shown, f"{statistics.mean(scores.values()):.1f}", span, *gains, *means])
+    return aligned(rows)
+
+
+def _gain(scores: Mapping[str, float], base: Mapping[str, Line]) -> str:
+    paired = [score - float(base[seed]["AP"]) for seed, score in scores.items() if seed in base]
+    return f"{statistics.mean(paired):+.1f}" if paired else ""
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The trainings of a CSV file; none if there is no such file.
+
+    Raises:
+        ValueError: the file is not one of these.
+    """
+    if not path.is_file():
+        return []
+    return read_csv(path, "a file of fgd-distill compare", COLUMNS, ["seed", "steps", "seconds", *METRICS])[1]
+
+
+def write_lines(lines: Sequence[Line], path: Path) -> None:
+    """Writes all trainings, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
