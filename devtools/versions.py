@@ -23,8 +23,24 @@ from dataclasses import dataclass, field
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "versions"
-KERNELS = ("tests/kernels",)
-DISTILL = ("tests/distill/test_training.py", "tests/distill/test_resume.py", "tests/distill/test_cli.py")
+# What a version can break: operators and torch.compile, modules, two processes, Triton's interpreter, CUDA's operator
+# without a GPU; and what leans on Lightning, jsonargparse and torchvision.
+KERNELS = (
+    "tests/kernels/test_operator.py",
+    "tests/kernels/test_modules.py",
+    "tests/kernels/test_reference.py",
+    "tests/kernels/test_layout.py",
+    "tests/kernels/test_cpu.py",
+    "tests/kernels/test_ddp.py",
+    "tests/kernels/triton/test_interpreted.py",
+    "tests/kernels/cuda/test_cuda_operator.py",
+)
+DISTILL = (
+    "tests/distill/test_training.py",
+    "tests/distill/test_resume.py",
+    "tests/distill/test_cli.py",
+    "tests/distill/test_distiller.py",
+)
 TOOLS = ("pytest", "hypothesis", "setuptools>=77", "cmake", "ninja")
 NEEDED_BY_DISTILL = ("scikit-learn", "matplotlib", "pycocotools", "tensorboard", "tqdm")
 SHOWN = ("torch", "triton", "numpy", "torchvision", "pytorch-lightning", "jsonargparse")

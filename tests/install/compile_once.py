@@ -12,8 +12,7 @@ import subprocess
 import sys
 
 
-def key(command: list[str], source: pathlib.Path) -> str:
-    tree = next(folder for folder in pathlib.Path.cwd().parents if (folder / "CMakeLists.txt").exists())
+def key(command: list[str], source: pathlib.Path, tree: pathlib.Path) -> str:
     digest = hashlib.sha256("\0".join(argument.replace(str(tree), "") for argument in command).encode())
     for path in (source, *sorted(path for path in (tree / "csrc").rglob("*") if path.is_file())):
         digest.update(f"\0{path.relative_to(tree)}\0".encode() + path.read_bytes())
@@ -22,10 +21,11 @@ def key(command: list[str], source: pathlib.Path) -> str:
 
 def main() -> int:
     folder, *command = sys.argv[1:]
-    if "-c" not in command or "-o" not in command:
+    tree = next((folder for folder in pathlib.Path.cwd().parents if (folder / "csrc").is_dir()), None)
+    if tree is None or "-c" not in command or "-o" not in command:
         return subprocess.call(command)
     target, source = (pathlib.Path.cwd() / command[command.index(option) + 1] for option in ("-o", "-c"))
-    kept = pathlib.Path(folder, key(command, source))
+    kept = pathlib.Path(folder, key(command, source, tree))
     if kept.exists():
         shutil.copyfile(kept, target)
         return 0
