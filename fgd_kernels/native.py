@@ -32,7 +32,7 @@ def load() -> str | None:
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        return f"{library.name} failed to load: {error}"
+        return f"{library.name} failed to load: {error.__cause__ or error}"  # torch tells the path alone
     return None
 
 

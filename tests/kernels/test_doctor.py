@@ -1,5 +1,6 @@
 """The examination of an installation: it tells what is there, and notices a backend that computes a wrong loss."""
 
+import re
 import subprocess
 import sys
 
@@ -64,3 +65,10 @@ def test_hints(monkeypatch):
     for part in ("slow reference runs: no compiler", "Triton's kernels run on it: no nvcc", "FGD_BACKEND=reference"):
         assert part in told
     assert "TRITON_INTERPRET=1" in told and "FGD_CPU_ISA=avx2" in told and "torch uses 0 of" in told
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path, monkeypatch):
+    """The loader's own words, such as the library that is missing: torch's error has the path alone."""
+    (tmp_path / "_C.so").write_bytes(b"no library")
+    monkeypatch.setattr(native, "_path", lambda: tmp_path / "_C.so")
+    assert re.fullmatch(r"_C.so failed to load: .*: (file too short|invalid ELF header).*", native.load.__wrapped__())
