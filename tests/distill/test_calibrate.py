@@ -100,7 +100,7 @@ def test_weights_of_the_configuration_are_shown_and_switches_kept(digits, tmp_pa
         arguments(digits, *more, "--batches=1", "--temperature=5", "--ratios=equal", f"--output={tmp_path / 'c.yaml'}")
     )
     printed = capsys.readouterr().out
-    assert "as configured" in printed and "T 8: strongest pixel" in printed and "inverse_area leaves" not in printed
+    assert "as configured" in printed and "T 7.7: strongest pixel" in printed and "inverse_area leaves" not in printed
     assert proposed.temperature == 5 and proposed.beta == proposed.lambda_ == 0
     fg, bg, attention, glob, total = table(printed, "proposed")
     assert bg == glob == 0 and fg == pytest.approx(attention, rel=0.03) and total == pytest.approx(1.5, rel=0.03)

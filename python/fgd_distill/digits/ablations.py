@@ -1,6 +1,7 @@
-"""The paper's ablations (tables 1, 4, 5 and 7) on the digits data: ``fgd-distill ablate``.
+"""The paper's ablations (tables 1, 3, 4, 5, 6 and 7) on the digits data: ``fgd-distill ablate``.
 
-Every run is a ``fgd-distill fit`` of the digits student with an overlay from configs/ablations.
+Every run is a ``fgd-distill fit`` of the digits student with an overlay from configs/ablations, where each row has the
+weights that were calibrated for it (row_weights.py).
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from ..machine import machine
 from ..shipped import CONFIGS
 from ..text_table import aligned
 from .dataset import make_digits
-from .paper_tables import ALONE, FULL, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
+from .paper_tables import ALONE, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
 from .results import PACKAGES, row_of
 from .runs import fit, seconds
 
-BASE = ("digits_inherit.yaml", "digits_fgd.yaml")
-STEPS = 200
-COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "fgd", "command", "machine", "versions")
+BASE = ("digits_inherit.yaml",)
+STEPS = 600
+COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "loss", "command", "machine", "versions")
 FINDINGS = "## What carries over"
 PAGE = """# The paper's ablations on the digits data
 
@@ -39,17 +40,17 @@ PAGE = """# The paper's ablations on the digits data
 Machine: {machine}. Versions: {versions}.
 
 Every student starts with the teacher's neck and head (digits_inherit.yaml), with the same initialisation and batches as
-the others of its seed, and trains for {steps} steps at the weights of digits_fgd.yaml; configs/ablations has what each
-row changes. Here: mean over the seeds and range of COCO box AP in percent on the validation images, mean gain over the
-first row, mean AR. Beside it the paper's numbers, on COCO, 24 epochs, without inheriting. All metrics of every run are
-in the CSV file beside this page.
+the others of its seed, and trains for {steps} steps. configs/ablations has each row's loss, with weights calibrated for
+it: every row begins at the same multiple of the detector's own loss. Here: mean over the seeds and range of COCO box AP
+in percent on the validation images, mean gain over the first row, mean AR. Beside it the paper's numbers, on COCO, 24
+epochs, without inheriting. All metrics of every run are in the CSV file beside this page.
 
 {tables}
 """
 
 
 def ablate(
-    tables: Sequence[int] = (1, 4, 5, 7),
+    tables: Sequence[int] = (1, 3, 4, 5, 6, 7),
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = STEPS,
     data: str = "data/digits",
@@ -63,7 +64,8 @@ def ablate(
     interrupted goes on where it stopped, and one that is complete prints its tables at once.
 
     Args:
-        tables: numbers of the paper's tables: 1 areas, 4 losses, 5 attention, 7 temperature.
+        tables: numbers of the paper's tables: 1 areas, 3 other losses, 4 terms, 5 attention, 6 relations,
+            7 temperature.
         seeds: one run of each setting for each; all settings of a seed run before the next seed's.
         steps: training steps of a run.
         data: folder of the digits data set; made if missing.
@@ -103,8 +105,6 @@ def overlay_of(setting: str) -> tuple[str, ...]:
         FileNotFoundError: there is no such overlay.
     """
     if setting == ALONE:
-        return BASE[:1]
-    if setting == FULL:
         return BASE
     name = f"ablations/{setting}.yaml"
     if not (CONFIGS / name).is_file():
@@ -112,12 +112,11 @@ def overlay_of(setting: str) -> tuple[str, ...]:
     return (*BASE, name)
 
 
-def fgd_of(setting: str) -> str:
-    """The weights of a setting as JSON, empty for none: what a run's line is recognised by."""
-    merged: dict[str, object] = {}
-    for name in overlay_of(setting):
-        merged |= yaml.safe_load((CONFIGS / name).read_text())["model"].get("fgd", {})
-    return json.dumps(merged, sort_keys=True) if merged else ""
+def loss_of(setting: str) -> str:
+    """The loss of a setting as JSON, empty for none: what a run's line is recognised by."""
+    model = yaml.safe_load((CONFIGS / overlay_of(setting)[-1]).read_text())["model"]
+    stated = {key: model[key] for key in ("fgd", "criterion") if key in model}
+    return json.dumps(stated, sort_keys=True) if stated else ""
 
 
 def _run(data: Path, setting: str, seed: int, steps: int, workers: int, command: str) -> Line:
@@ -131,7 +130,7 @@ def _run(data: Path, setting: str, seed: int, steps: int, workers: int, command:
         "steps": str(steps),
         **{name: f"{value:.2f}" for name, value in metrics.items()},
         "seconds": f"{seconds(cli):.0f}",
-        "fgd": fgd_of(setting),
+        "loss": loss_of(setting),
         "command": command,
         "machine": machine(),
         "versions": " ".join(f"{package}=={version(package)}" for package in PACKAGES),
@@ -176,10 +175,10 @@ def _check_same(lines: Sequence[Line], settings: Sequence[str], steps: int, outp
     for line in lines:
         if line["steps"] != str(steps):
             raise FGDValueError(f"steps: expected {line['steps']}, as the runs in {output} have, got {steps}")
-        if line["setting"] in settings and line["fgd"] != fgd_of(line["setting"]):
+        if line["setting"] in settings and line["loss"] != loss_of(line["setting"]):
             raise FGDValueError(
-                f"{output}: the run {line['setting']} was made with {line['fgd']}, the configuration is now "
-                f"{fgd_of(line['setting'])}; name another output, or delete the line to run it again"
+                f"{output}: the run {line['setting']} was made with {line['loss']}, the configuration is now "
+                f"{loss_of(line['setting'])}; name another output, or delete the line to run it again"
             )
 
 
