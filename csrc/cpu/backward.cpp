@@ -38,13 +38,14 @@ static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, cons
   if (p.gc_block.empty()) return out;
   int hidden = 1;
   for (int h : p.gc_hidden) hidden = std::max(hidden, h);
-  const size_t bytes = (3 * int64_t{p.images} * hidden + out.stride) * sizeof(A);
+  const size_t bytes = (3 * int64_t{p.images} * hidden + 2 * out.stride + 2 * hidden) * sizeof(double);
   run(2 * levels, bytes, [&](int64_t task, void* scratch) {
     const int level = static_cast<int>(task / 2), net = task % 2, C = p.levels[level].channels;
     const A* level_stats = stats + p.stats_offset(level, 0);
     const A* context = level_stats + (net ? kStatContextT : kStatContextS) * C;
-    const A factor = (net ? -1 : 1) * weighted(p, upstream, level, kGlobal);
-    A *grad_added = static_cast<A*>(scratch), *grad_context = &out.grads[task * out.stride];
+    const double factor = (net ? -1 : 1) * weighted(p, upstream, level, kGlobal);
+    double* grad_added = static_cast<double*>(scratch);
+    A* grad_context = &out.grads[task * out.stride];
     for (int n = 0; n < p.images; ++n)
       for (int c = 0; c < C; ++c)
         grad_added[int64_t{n} * C + c] = factor * level_stats[(int64_t{n} * kStats + kStatShiftGrad) * C + c];
@@ -54,11 +55,21 @@ static ContextGrads<A> context_grads(const Pyramid& p, const Executor& run, cons
   return out;
 }
 
+// Pixels of one image, of one chunk at most.
+struct Pixels {
+  int level, image, first, count;
+};
+
+static Pixels pixels_of(const Pyramid& p, const ChunkTask& task) {
+  const int first = task.chunk * kMaxChunkPixels;
+  return {task.level, task.image, first, std::min(kMaxChunkPixels, p.levels[task.level].pixels() - first)};
+}
+
 template <class A>
-static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, const A* upstream, const A* maps,
+static BackwardChunk<A> backward_chunk(const Pyramid& p, const Pixels& task, const A* upstream, const A* maps,
                                        const A* stats, const ContextGrads<A>& contexts, const std::vector<A>& zeros) {
   const LevelFeatures& level = p.levels[task.level];
-  const int first = task.chunk * kMaxChunkPixels, C = level.channels;
+  const int first = task.first, C = level.channels;
   const int64_t s = task.image * level.student_image + first * level.student_pixel;
   const int64_t t = task.image * level.teacher_image + first * level.teacher_pixel;
   const A* image_stats = stats + p.stats_offset(task.level, task.image);
@@ -66,7 +77,7 @@ static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, 
   chunk.student = {offset(level.student, s, element_size(p.student_type)), level.student_channel, level.student_pixel};
   chunk.teacher = {offset(level.teacher, t, element_size(p.teacher_type)), level.teacher_channel, level.teacher_pixel};
   chunk.channels = C;
-  chunk.pixels = std::min(kMaxChunkPixels, level.pixels() - first);
+  chunk.pixels = task.count;
   for (int k = 0; k < kMaps; ++k)
     chunk.maps[k] = maps + p.maps_offset(task.level, task.image) + int64_t{k} * level.pixels() + first;
   chunk.grad_fg = weighted(p, upstream, task.level, kFg);
@@ -86,7 +97,7 @@ static BackwardChunk<A> backward_chunk(const Pyramid& p, const ChunkTask& task, 
 
 // A gradient that nobody asked for goes to scratch: a row (or, channels_last, a pixel) that is written again and again.
 template <class A>
-static void point_gradient(const Pyramid& p, const ChunkTask& task, const std::vector<LevelGradient>& student,
+static void point_gradient(const Pyramid& p, const Pixels& task, const std::vector<LevelGradient>& student,
                            void* discard, BackwardChunk<A>& chunk) {
   const LevelFeatures& level = p.levels[task.level];
   if (student.empty()) {
@@ -98,7 +109,7 @@ static void point_gradient(const Pyramid& p, const ChunkTask& task, const std::v
   }
   const LevelGradient& g = student[task.level];
   const int size = element_size(p.student_type);
-  const int64_t first = task.image * g.image + int64_t{task.chunk} * kMaxChunkPixels * g.pixel;
+  const int64_t first = task.image * g.image + task.first * g.pixel;
   chunk.grad = static_cast<char*>(g.data) + first * size;
   chunk.grad_channel = g.channel;
   chunk.grad_pixel = g.pixel;
@@ -132,6 +143,13 @@ static void sum_key_grads(const Pyramid& p, const std::vector<ChunkTask>& tasks,
   }
 }
 
+// The pixel that has most of the weight of the student's context, or -1.
+template <class A>
+static int peak_of(const A* weights, int pixels) {
+  const A* found = std::find_if(weights, weights + pixels, [](A weight) { return weight > A{0.75}; });
+  return found == weights + pixels ? -1 : static_cast<int>(found - weights);
+}
+
 template <class A>
 void backward(const Pyramid& p, const Executor& run, const A* upstream, const A* maps, const A* stats,
               const std::vector<LevelGradient>& student, const std::vector<void*>& gc_block) {
@@ -140,18 +158,36 @@ void backward(const Pyramid& p, const Executor& run, const A* upstream, const A*
   const std::vector<ChunkTask> tasks = chunk_tasks(p);
   const std::vector<A> zeros(C);
   const int stride = C + 1;  // of a chunk's key gradients
-  std::vector<A> key_grads(gc_block.empty() ? 0 : tasks.size() * 2 * stride);
+  std::vector<A> key_grads(p.gc_block.empty() ? 0 : tasks.size() * 2 * stride);
   // A multiple of 64 bytes: the kernel's scratch lies behind it.
   const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, (C + 16 + 7) / 8 * 8);
   run(tasks.size(), discard + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
-    BackwardChunk<A> chunk = backward_chunk(p, tasks[i], upstream, maps, stats, contexts, zeros);
-    point_gradient(p, tasks[i], student, scratch, chunk);
-    if (!gc_block.empty()) {
+    const Pixels pixels = pixels_of(p, tasks[i]);
+    BackwardChunk<A> chunk = backward_chunk(p, pixels, upstream, maps, stats, contexts, zeros);
+    point_gradient(p, pixels, student, scratch, chunk);
+    if (!key_grads.empty()) {
       chunk.key_grad_s = &key_grads[i * 2 * stride];
       chunk.key_grad_t = chunk.key_grad_s + stride;
     }
     chunk_kernels<A>(p, tasks[i].level).backward(chunk, static_cast<char*>(scratch) + discard);
   });
+  if (!key_grads.empty() && !student.empty())
+    run(p.levels.size() * p.images, chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
+      const int level = static_cast<int>(i / p.images), image = static_cast<int>(i % p.images);
+      const int64_t size = p.levels[level].pixels();
+      const int peak = peak_of(maps + p.maps_offset(level, image) + kMapContextS * size, static_cast<int>(size));
+      if (peak < 0) return;
+      double excess = 0;
+      for (size_t task = 0; task < tasks.size(); ++task)
+        if (tasks[task].level == level && tasks[task].image == image)
+          excess += key_grads[task * 2 * stride + p.levels[level].channels];
+      const Pixels pixel{level, image, peak, 1};
+      BackwardChunk<A> chunk = backward_chunk(p, pixel, upstream, maps, stats, contexts, zeros);
+      point_gradient(p, pixel, student, nullptr, chunk);
+      chunk.stream = false;
+      chunk.excess = static_cast<A>(excess);
+      chunk_kernels<A>(p, level).backward(chunk, scratch);
+    });
   if (!gc_block.empty()) sum_key_grads(p, tasks, stats, key_grads, stride, gc_block);
 }
 

@@ -10,7 +10,9 @@
 //
 // Where few pixels hold all the weight, their s is ctx, their u is ū, and what is left of u - ū is rounding. Two things
 // keep that out of ∂L/∂Wk: ū is ctx projected by the very operations that project a pixel, so that a pixel which equals
-// ctx gets f = 0; and ctx is subtracted from s, in the sum: Σ f·s - ctx·Σ f, of the very same f.
+// ctx gets f = 0; and ctx is subtracted from s, in the sum: Σ f·s - ctx·Σ f, of the very same f. As Σ f = 0, a sum of f
+// that is something else is the rounding of the one pixel with all the weight: ∂L/∂s is written again there, without
+// it.
 #pragma once
 
 #include "tile.h"
@@ -57,7 +59,7 @@ inline void finish_pixel_factors(const BackwardChunk<A>& k, const Tile& tile, Ba
     const Vec<A> q_s = lanes.load(k.maps[kMapContextS] + p), q_t = lanes.load(k.maps[kMapContextT] + p);
     store<A>(work.feature + j, focal * select<A>((Bits<A>)(focal > 0), broadcast(fg), broadcast(bg)));
     const Vec<A> sign = k.grad_attention * lanes.load(k.maps[kMapAttention] + p);
-    const Vec<A> f_s = q_s * (lanes.load(work.u_s + j) - work.mean_s);
+    const Vec<A> f_s = q_s * (lanes.load(work.u_s + j) - work.mean_s) - k.excess;
     const Vec<A> f_t = q_t * (lanes.load(work.u_t + j) - work.mean_t);
     store<A>(work.sign + j, sign);
     store<A>(work.context + j, q_s + 0 * sign);

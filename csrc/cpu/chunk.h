@@ -27,6 +27,20 @@ struct Features {
   int64_t channel, pixel;  // strides, in elements
 };
 
+// What a chunk's forward pass leaves, in memory: the eight sums, what was subtracted from the features in those of the
+// contexts (choose_origin), then the maxima of the four softmaxes. A maximum's last digits, for which a number of its
+// size has no room, are a second number.
+template <class A>
+struct ChunkSums {
+  A *sums, *origin_s, *origin_t, *maximum, *maximum_lost;  // [kSums][C], each [C], each [kSoftmaxes]
+  FGD_INLINE static int64_t size(int channels) { return int64_t{kSums + 2} * channels + 2 * kSoftmaxes; }
+  FGD_INLINE double largest(int softmax) const { return double{maximum[softmax]} + maximum_lost[softmax]; }
+  FGD_INLINE static ChunkSums at(A* memory, int channels) {
+    A *origin = memory + int64_t{kSums} * channels, *end = origin + 2 * channels;
+    return {memory, origin, origin + channels, end, end + kSoftmaxes};
+  }
+};
+
 // Forward, one chunk. Pointers into per-pixel arrays point at the chunk's first pixel.
 template <class A>
 struct ForwardChunk {
@@ -36,8 +50,8 @@ struct ForwardChunk {
   A inverse_ct;            // 1 / (C·T): 0 switches spatial attention off
   const A* mask;           // [pixels] fg, and zeros up to the next multiple of 16
   // Results.
-  A* exponentials[kSoftmaxes];       // each [pixels]: exp(logit - maximum of the chunk)
-  A *sums, *maximum, *maximum_lost;  // [kSums][C], and each [kSoftmaxes]: see ChunkSums
+  A* softmax[kSoftmaxes];  // each [pixels]: of the attentions logit - maximum of the chunk, of the contexts exp of it
+  ChunkSums<A> out;
 };
 
 // Backward, one chunk.
@@ -56,21 +70,9 @@ struct BackwardChunk {
   const A* key_s;                            // Wk_s
   const A *context_s, *context_t;            // ctx of student and teacher
   const A *context_grad_s, *context_grad_t;  // g_ctx
-  // Results: [C] Σp f·s, f = q·(u - ū), then Σp f; and the same of the teacher. Null if the GcBlocks are frozen.
+  A excess;  // subtracted from the student's factors f = q·(u - ū): 0, but where one pixel is done again
+  // Results: [C] Σp f·s, then Σp f; and the same of the teacher. Null if nobody asked.
   A *key_grad_s, *key_grad_t;
-};
-
-// What a chunk's forward pass leaves, in memory: the eight sums, then the maxima of the four softmaxes. A maximum's
-// last digits, for which a number of its size has no room, are a second number.
-template <class A>
-struct ChunkSums {
-  A *sums, *maximum, *maximum_lost;  // [kSums][C], and each [kSoftmaxes]
-  FGD_INLINE static int64_t size(int channels) { return int64_t{kSums} * channels + 2 * kSoftmaxes; }
-  FGD_INLINE double largest(int softmax) const { return double{maximum[softmax]} + maximum_lost[softmax]; }
-  FGD_INLINE static ChunkSums at(A* memory, int channels) {
-    A* end = memory + int64_t{kSums} * channels;
-    return {memory, end, end + kSoftmaxes};
-  }
 };
 
 // The second step of the forward pass, one image on one level.
@@ -81,7 +83,7 @@ struct ImageMerge {
   int64_t chunk_stride;      // from one chunk's sums to the next one's
   const A* mask;             // [P] fg
   A inverse_ct, inverse_pt;  // 1 / (C·T) of the spatial, 1 / (P·T) of the channel attention
-  A* maps;                   // [kMaps][P]: the exponentials in, what is saved out
+  A* maps;                   // [kMaps][P]: in as in ForwardChunk::softmax, out what is saved
   A* stats;                  // [kStats][C], out; D1 in the place of kStatShiftGrad, nothing in that of kStatShift
   double* terms;             // [kTerms], added to
   double squares;            // out: Σc D2[c]
@@ -117,10 +119,10 @@ struct ImageKernels {
 template <class A>
 struct GcKernels {
   // context [N][stride] -> added [N][C]; scratch [N][K].
-  void (*forward)(const GcTransform<A>&, const A* context, int64_t stride, A* added, A* scratch);
-  // grad_added [N][C] -> grad_context [N][C] and the parameters' gradients; scratch [3][N][K].
+  void (*forward)(const GcTransform<A>&, const A* context, int64_t stride, double* added, double* scratch);
+  // grad_added [N][C] -> grad_context [N][C] and the parameters' gradients; scratch [3][N][K], [N][C], [2][K].
   void (*backward)(const GcTransform<A>&, const GcTransformGrads<A>&, const A* context, int64_t stride,
-                   const A* grad_added, A* grad_context, A* scratch);
+                   const double* grad_added, A* grad_context, double* scratch);
 };
 
 struct KernelTable {
@@ -137,8 +139,8 @@ struct KernelTable {
 inline size_t chunk_scratch_bytes(int channels) {
   return 8 * kMaxTilePixels * sizeof(double) + size_t(channels + 64) * kSums * 64;
 }
-inline size_t merge_scratch_bytes(int channels, int chunks) {
-  return (size_t(kSoftmaxes) * chunks + size_t(kSums) * channels) * sizeof(double);
+inline size_t merge_scratch_bytes(int channels, int pixels, int chunks) {
+  return (2 * size_t(pixels) + 2 * size_t(kSoftmaxes) * chunks + size_t(kSums) * channels) * sizeof(double);
 }
 
 const KernelTable& kernels();  // the best table for this machine, or the one that FGD_CPU_ISA names

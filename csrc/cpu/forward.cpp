@@ -35,7 +35,6 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
   const int first = task.chunk * kMaxChunkPixels, pixels = std::min(kMaxChunkPixels, level.pixels() - first);
   A* mask = static_cast<A*>(scratch);
   rasterise(p, task.level, task.image, first, pixels, mask);
-  const ChunkSums<A> out = ChunkSums<A>::at(sums, level.channels);
   const int64_t s = task.image * level.student_image + first * level.student_pixel;
   const int64_t t = task.image * level.teacher_image + first * level.teacher_pixel;
   ForwardChunk<A> chunk{};
@@ -48,10 +47,8 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
   chunk.inverse_ct = static_cast<A>(1 / (level.channels * p.spatial_temperature));
   chunk.mask = mask;
   for (int q = 0; q < kSoftmaxes; ++q)
-    chunk.exponentials[q] = maps + p.maps_offset(task.level, task.image) + int64_t{q} * level.pixels() + first;
-  chunk.sums = out.sums;
-  chunk.maximum = out.maximum;
-  chunk.maximum_lost = out.maximum_lost;
+    chunk.softmax[q] = maps + p.maps_offset(task.level, task.image) + int64_t{q} * level.pixels() + first;
+  chunk.out = ChunkSums<A>::at(sums, level.channels);
   chunk_kernels<A>(p, task.level).forward(chunk, mask + kMaxChunkPixels);
 }
 
@@ -87,11 +84,11 @@ static ImageTerms merge(const Pyramid& p, int level, int image, A* sums, int64_t
 
 // r = v_s - v_t into the stats, and L_gl = Σc D2 + 2·r·D1 + P·r².
 template <class A>
-static double shift(const LevelFeatures& f, const A* added_s, const A* added_t, double squares, A* stats) {
+static double shift(const LevelFeatures& f, const double* added_s, const double* added_t, double squares, A* stats) {
   double sum = squares;
   for (int c = 0; c < f.channels; ++c) {
     A* d1 = stats + kStatShiftGrad * f.channels + c;
-    const double r = static_cast<double>(added_s[c]) - added_t[c], grad = 2 * (*d1 + f.pixels() * r);
+    const double r = added_s[c] - added_t[c], grad = 2 * (*d1 + f.pixels() * r);
     sum += r * (*d1 + grad / 2);
     stats[kStatShift * f.channels + c] = static_cast<A>(r);
     *d1 = static_cast<A>(grad);
@@ -105,12 +102,12 @@ static void global_terms(const Pyramid& p, const Executor& run, A* stats, std::v
   int hidden = 1;
   for (int h : p.gc_hidden) hidden = std::max(hidden, h);
   const int64_t size = int64_t{p.images} * largest_channels(p);
-  std::vector<A> added(2 * levels * size);
-  run(2 * levels, int64_t{p.images} * hidden * sizeof(A), [&](int64_t task, void* scratch) {
+  std::vector<double> added(2 * levels * size);
+  run(2 * levels, int64_t{p.images} * hidden * sizeof(double), [&](int64_t task, void* scratch) {
     const int level = static_cast<int>(task / 2), net = task % 2, C = p.levels[level].channels;
     const A* context = stats + p.stats_offset(level, 0) + (net ? kStatContextT : kStatContextS) * C;
     gc_kernels<A>().forward(gc_transform<A>(p, level, net), context, int64_t{kStats} * C, &added[task * size],
-                            static_cast<A*>(scratch));
+                            static_cast<double*>(scratch));
   });
   for (int level = 0; level < levels; ++level)
     for (int n = 0; n < p.images; ++n) {
@@ -136,7 +133,7 @@ void forward(const Pyramid& p, const Executor& run, A* terms, A* maps, A* stats)
   int pixels = 0, chunks = 0;
   for (const ChunkTask& task : tasks) first_chunk[task.level * p.images + task.image] = task.index;
   for (const LevelFeatures& f : p.levels) pixels = std::max(pixels, f.pixels()), chunks = std::max(chunks, f.chunks());
-  run(levels * p.images, (pixels + 15) / 16 * 16 * sizeof(A) + merge_scratch_bytes(C, chunks),
+  run(levels * p.images, (pixels + 15) / 16 * 16 * sizeof(A) + merge_scratch_bytes(C, pixels, chunks),
       [&](int64_t i, void* scratch) {
         const int level = static_cast<int>(i / p.images), image = static_cast<int>(i % p.images);
         images[i] = merge<A>(p, level, image, &sums[first_chunk[i] * size], size, maps, stats, scratch);

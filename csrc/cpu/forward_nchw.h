@@ -44,6 +44,11 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
   });
 }
 
+// Pixels that are summed by themselves before they are added to a tile's or a chunk's sums: one by one, a lane would
+// lose a digit where features have 16 bits. As many vectors as a tile of 256 float32 channels has on AVX2.
+template <class A>
+constexpr int kPixelBlock = 32 * kWidth<A>;
+
 // Step 3 for K channels from c on. `sums` holds, per channel, a vector for each of the eight sums.
 template <int K, class A, class S, class T>
 inline void add_channel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, const PixelWeights<A>& weights,
@@ -51,25 +56,32 @@ inline void add_channel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, 
   const S* s[K];
   const T* t[K];
   Vec<A> sum[K][kSums];
+  Origin<A> origin[K];
   FGD_UNROLL
   for (int i = 0; i < K; ++i) {
     s[i] = row<S>(k.student, c + i, tile.first);
     t[i] = row<T>(k.teacher, c + i, tile.first);
-    load_sums<A>(sums + (c + i) * kSums, weights.rescale, sum[i]);
+    origin[i] = {broadcast(k.out.origin_s[c + i]), broadcast(k.out.origin_t[c + i])};
   }
   const int ahead = tile.next ? tile.pixels : 0;
-  for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
+  auto add = [&](int j, auto lanes) {
     const Vec<A> fg = load<A>(weights.fg + j), bg = load<A>(weights.bg + j);
     const Vec<A> es = load<A>(weights.context_s + j), et = load<A>(weights.context_t + j);
     FGD_UNROLL
     for (int i = 0; i < K; ++i) {
       prefetch_far(s[i] + j + ahead);
       prefetch_far(t[i] + j + ahead);
-      accumulate<A>(lanes.load(s[i] + j), lanes.load(t[i] + j), fg, bg, es, et, sum[i]);
+      accumulate<A>(lanes.load(s[i] + j), lanes.load(t[i] + j), origin[i], fg, bg, es, et, sum[i]);
     }
-  });
-  FGD_UNROLL
-  for (int i = 0; i < K; ++i) store_sums<A>(sum[i], sums + (c + i) * kSums);
+  };
+  for (int first = 0; first < tile.pixels; first += kPixelBlock<A>) {
+    FGD_UNROLL
+    for (int i = 0; i < K * kSums; ++i) sum[i / kSums][i % kSums] = Vec<A>{};
+    const int left = tile.pixels - first, count = left < kPixelBlock<A> ? left : kPixelBlock<A>;
+    for_vectors<A>(count, [&](int j, auto lanes) { add(first + j, lanes); });
+    FGD_UNROLL
+    for (int i = 0; i < K; ++i) add_sums<A>(sum[i], weights.rescale, first == 0, sums + (c + i) * kSums);
+  }
 }
 
 template <class A, class S, class T>
@@ -77,6 +89,8 @@ void forward_nchw(ForwardChunk<A>& k, void* scratch) {
   ForwardScratch<A> work(scratch, k.channels);
   const int step = tile_pixels(k.channels, sizeof(S) + sizeof(T));
   SoftmaxState<A> state;
+  choose_origin<A, S>(k.student, k.channels, k.pixels, k.out.origin_s);
+  choose_origin<A, T>(k.teacher, k.channels, k.pixels, k.out.origin_t);
   int tiles = 0;
   for (int first = 0; first < k.pixels; first += step, ++tiles) {
     const Tile tile = tile_at(first, step, k.pixels);
@@ -94,7 +108,7 @@ void forward_nchw(ForwardChunk<A>& k, void* scratch) {
   for (int c = 0; c < k.channels; ++c) {
     A sums[kSums];
     sum_lanes_of_8<A>(work.sums + c * kSums, sums);
-    for (int q = 0; q < kSums; ++q) k.sums[q * k.channels + c] = sums[q];
+    for (int q = 0; q < kSums; ++q) k.out.sums[q * k.channels + c] = sums[q];
   }
   finish_chunk<A>(k, step, tiles, state);
 }

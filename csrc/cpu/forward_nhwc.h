@@ -35,14 +35,19 @@ FGD_INLINE void add_channel_vector(const ForwardChunk<A>& k, const Tile& tile, i
                                    const PixelWeights<A>& weights, Vec<A>* sums) {
   const S* s = row<S>(k.student, c, tile.first);
   const T* t = row<T>(k.teacher, c, tile.first);
-  Vec<A> sum[kSums] = {}, before[kSums];
-  for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel)
-    accumulate<A>(lanes.load(s), lanes.load(t), broadcast(weights.fg[j]), broadcast(weights.bg[j]),
+  const Origin<A> origin{lanes.load(k.out.origin_s + c), lanes.load(k.out.origin_t + c)};
+  Vec<A> sum[kSums] = {}, other_d{}, other_d2{};  // two chains for each: where all d are alike, so are their roundings
+#pragma GCC unroll 2
+  for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel) {
+    accumulate<A>(lanes.load(s), lanes.load(t), origin, broadcast(weights.fg[j]), broadcast(weights.bg[j]),
                   broadcast(weights.context_s[j]), broadcast(weights.context_t[j]), sum);
-  load_sums<A>(sums, weights.rescale, before);
-  FGD_UNROLL
-  for (int q = 0; q < kSums; ++q) sum[q] += before[q];
-  store_sums<A>(sum, sums);
+    const Vec<A> d = sum[kSumD], d2 = sum[kSumD2];
+    sum[kSumD] = other_d, other_d = d;
+    sum[kSumD2] = other_d2, other_d2 = d2;
+  }
+  sum[kSumD] += other_d;
+  sum[kSumD2] += other_d2;
+  add_sums<A>(sum, weights.rescale, true, sums);
 }
 
 template <class A, class S, class T>
@@ -50,6 +55,8 @@ void forward_nhwc(ForwardChunk<A>& k, void* scratch) {
   constexpr int W = kWidth<A>;
   ForwardScratch<A> work(scratch, k.channels);
   SoftmaxState<A> state;
+  choose_origin<A, S>(k.student, k.channels, k.pixels, k.out.origin_s);
+  choose_origin<A, T>(k.teacher, k.channels, k.pixels, k.out.origin_t);
   int tiles = 0;
   for (int first = 0; first < k.pixels; first += kChannelsDenseTile, ++tiles) {
     const Tile tile = tile_at(first, kChannelsDenseTile, k.pixels);
@@ -66,7 +73,7 @@ void forward_nhwc(ForwardChunk<A>& k, void* scratch) {
     });
   }
   for_vectors<A>(k.channels, [&](int c, auto lanes) {
-    for (int q = 0; q < kSums; ++q) lanes.store(k.sums + q * k.channels + c, work.sums[c / W * kSums + q]);
+    for (int q = 0; q < kSums; ++q) lanes.store(k.out.sums + q * k.channels + c, work.sums[c / W * kSums + q]);
   });
   finish_chunk<A>(k, kChannelsDenseTile, tiles, state);
 }

@@ -1,5 +1,5 @@
 // After all chunks of one image on one level: merge their partial sums, apply the softmaxes, and turn the
-// exponentials into what the backward pass reads. The order is fixed, and sums run in float64.
+// differences of logits into what the backward pass reads. The order is fixed, and sums run in float64.
 #pragma once
 
 #include "chunk.h"
@@ -7,10 +7,10 @@
 
 namespace fgd::cpu::FGD_ISA {
 
-// Of a chunk, in float64: with a normaliser of float32 every attention of an image would be off by the same rounding,
-// which is all there is to see where student and teacher are nearly alike.
-template <class A>
-inline double sum_exponentials(const A* from, const A* end) {
+// In float64: with a normaliser of float32 every attention of an image would be off by the same rounding, which is all
+// there is to see where student and teacher are nearly alike.
+template <class X>
+inline double sum_of(const X* from, const X* end) {
   constexpr int kParts = 16;
   double part[kParts] = {};
   for (; from + kParts <= end; from += kParts) FGD_UNROLL
@@ -21,21 +21,45 @@ inline double sum_exponentials(const A* from, const A* end) {
   return sum;
 }
 
-// factor[q][chunk]: what brings a chunk's exponentials to the image's maximum, over the image's normaliser.
+// A^S (7) of the image, in float64, but for its factor P/Z: exp(logit - maximum). shift: the chunk's maximum less the
+// image's.
 template <class A>
-inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, double* normaliser) {
+inline void exponentials(const A* differences, double shift, double* out, int pixels) {
+  constexpr int W = kWidth<double>;
+  int p = 0;
+  for (; p + W <= pixels; p += W) store<double>(out + p, exponential(load<double>(differences + p) + shift));
+  if (p == pixels) return;
+  double last[W];
+  for (int i = 0; i < W; ++i) last[i] = p + i < pixels ? differences[p + i] + shift : 0;
+  const Vec<double> e = exponential(load<double>(static_cast<const double*>(last)));
+  store_first<double>(out + p, e, pixels - p);
+}
+
+// factor[q][chunk]: what brings a chunk's exponentials to the image's maximum, over the image's normaliser.
+// share[q][chunk]: a chunk's part of a softmax, which is 1.
+// attention[q]: A^S of teacher and student, as in `exponentials`, and then with its factor.
+template <class A>
+inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, double* const* share,
+                            double* const* attention) {
   for (int q = 0; q < kSoftmaxes; ++q) {
-    double best = -__builtin_inf();
+    double best = -__builtin_inf(), normaliser = 0;
     for (int i = 0; i < m.chunks; ++i)
       if (m.chunk(i).largest(q) > best) best = m.chunk(i).largest(q);
-    normaliser[q] = 0;
+    const A* map = m.maps + int64_t{q} * m.pixels;
     for (int i = 0; i < m.chunks; ++i) {
-      const ChunkSums<A> chunk = m.chunk(i);
-      factor[q][i] = chunk.largest(q) == best ? 1. : __builtin_exp(chunk.largest(q) - best);
-      const A* exponentials = m.maps + int64_t{q} * m.pixels;
-      normaliser[q] += sum_exponentials(exponentials + i * kMaxChunkPixels, exponentials + m.end(i)) * factor[q][i];
+      const int begin = i * kMaxChunkPixels, end = m.end(i);
+      const double shift = m.chunk(i).largest(q) == best ? 0 : m.chunk(i).largest(q) - best;
+      factor[q][i] = __builtin_exp(shift);
+      if (q == kTeacher || q == kStudent) {
+        exponentials(map + begin, shift, attention[q] + begin, end - begin);
+        normaliser += share[q][i] = sum_of(attention[q] + begin, attention[q] + end);
+      } else {
+        normaliser += share[q][i] = sum_of(map + begin, map + end) * factor[q][i];
+      }
     }
-    for (int i = 0; i < m.chunks; ++i) factor[q][i] /= normaliser[q];
+    for (int i = 0; i < m.chunks; ++i) factor[q][i] /= normaliser, share[q][i] /= normaliser;
+    const double scale = m.pixels / normaliser;
+    for (int p = 0; (q == kTeacher || q == kStudent) && p < m.pixels; ++p) attention[q][p] *= scale;
   }
 }
 
@@ -55,13 +79,18 @@ inline int softmax_of(int sum) {
 }
 
 template <class A>
-inline void merge_sums(const ImageMerge<A>& m, double* const* factor, double* sums) {
+inline void merge_sums(const ImageMerge<A>& m, double* const* factor, double* const* share, double* sums) {
   for (int64_t i = 0; i < int64_t{kSums} * m.channels; ++i) sums[i] = 0;
   for (int i = 0; i < m.chunks; ++i) {
-    const A* from = m.chunk(i).sums;
+    const ChunkSums<A> chunk = m.chunk(i);
+    const A* from = chunk.sums;
     for (int k = 0; k < kSums; ++k) {
       const double scale = softmax_of(k) < 0 ? 1. : factor[softmax_of(k)][i];
       for (int c = 0; c < m.channels; ++c) sums[k * m.channels + c] += scale * from[k * m.channels + c];
+    }
+    for (int c = 0; c < m.channels; ++c) {
+      sums[kSumContextS * m.channels + c] += share[kContextS][i] * chunk.origin_s[c];
+      sums[kSumContextT * m.channels + c] += share[kContextT][i] * chunk.origin_t[c];
     }
   }
 }
@@ -105,37 +134,34 @@ inline void finish_channels(ImageMerge<A>& m, double* sums, int background) {
   }
 }
 
-// Pixels: A^S of both, their L1 distance and its gradient; the maps from exponentials to what is saved. Attentions are
+// Pixels: the distance of A^S of both and its gradient; the maps from differences to what is saved. Attentions are
 // compared in float64: at high temperatures they differ in their last digits.
 template <class A>
-inline void finish_pixels(ImageMerge<A>& m, double* const* factor, int background) {
+inline void finish_pixels(ImageMerge<A>& m, double* const* factor, double* const* attention, int background) {
   A* map[kMaps];
   for (int k = 0; k < kMaps; ++k) map[k] = m.maps + int64_t{k} * m.pixels;
+  const double *teacher = attention[kTeacher], *student = attention[kStudent];
   double distance = 0, signed_sum = 0;
-  for (int i = 0; i < m.chunks; ++i) {
-    const double to_t = m.pixels * factor[kTeacher][i], to_s = m.pixels * factor[kStudent][i];
-    for (int begin = i * kMaxChunkPixels; begin < m.end(i); begin += kMinTilePixels) {
-      const int end = begin + kMinTilePixels < m.end(i) ? begin + kMinTilePixels : m.end(i);
-      double part = 0, signed_part = 0;  // of a few pixels: sums of as many digits as features of float64 have
-      for (int p = begin; p < end; ++p) {
-        const double s = map[kStudent][p] * to_s, difference = s - map[kTeacher][p] * to_t;
-        part += __builtin_fabs(difference);
-        signed_part += sign_of(difference) * s;
-      }
-      distance += part;
-      signed_sum += signed_part;
+  for (int begin = 0; begin < m.pixels; begin += kMinTilePixels) {
+    const int end = begin + kMinTilePixels < m.pixels ? begin + kMinTilePixels : m.pixels;
+    double part = 0, signed_part = 0;  // of a few pixels: sums of as many digits as features of float64 have
+    for (int p = begin; p < end; ++p) {
+      const double difference = student[p] - teacher[p];
+      part += __builtin_fabs(difference);
+      signed_part += sign_of(difference) * student[p];
     }
+    distance += part;
+    signed_sum += signed_part;
   }
   m.terms[kAttention] += distance;
   const double mean = signed_sum / m.pixels;
   const A outside = static_cast<A>(-1. / (background > 0 ? background : 1));
   for (int i = 0; i < m.chunks; ++i) {
-    const double to_t = m.pixels * factor[kTeacher][i], to_s = m.pixels * factor[kStudent][i];
     const A context_s = static_cast<A>(factor[kContextS][i]), context_t = static_cast<A>(factor[kContextT][i]);
     for (int p = i * kMaxChunkPixels; p < m.end(i); ++p) {
-      const double t = map[kTeacher][p] * to_t, s = map[kStudent][p] * to_s;
-      map[kMapFocal][p] = static_cast<A>(t) * (m.mask[p] > 0 ? m.mask[p] : outside);
-      map[kMapAttention][p] = static_cast<A>(s * (sign_of(s - t) - mean)) * m.inverse_ct;
+      const double sign = sign_of(student[p] - teacher[p]);
+      map[kMapFocal][p] = static_cast<A>(teacher[p]) * (m.mask[p] > 0 ? m.mask[p] : outside);
+      map[kMapAttention][p] = static_cast<A>(student[p] * (sign - mean)) * m.inverse_ct;
       map[kMapContextS][p] *= context_s;
       map[kMapContextT][p] *= context_t;
     }
@@ -144,15 +170,16 @@ inline void finish_pixels(ImageMerge<A>& m, double* const* factor, int backgroun
 
 template <class A>
 void merge_image(ImageMerge<A>& m, void* scratch) {
-  double* at = static_cast<double*>(scratch);
-  double *factor[kSoftmaxes], normaliser[kSoftmaxes];
-  for (double*& f : factor) f = at, at += m.chunks;
+  double *at = static_cast<double*>(scratch), *factor[kSoftmaxes], *share[kSoftmaxes], *attention[2];
+  for (double*& map : attention) map = at, at += m.pixels;
+  for (double*& of_chunk : factor) of_chunk = at, at += m.chunks;
+  for (double*& of_chunk : share) of_chunk = at, at += m.chunks;
   int background = 0;
   for (int p = 0; p < m.pixels; ++p) background += m.mask[p] == 0;
-  softmax_factors(m, factor, normaliser);
-  merge_sums(m, factor, at);
+  softmax_factors(m, factor, share, attention);
+  merge_sums(m, factor, share, at);
   finish_channels(m, at, background);
-  finish_pixels(m, factor, background);
+  finish_pixels(m, factor, attention, background);
 }
 
 }  // namespace fgd::cpu::FGD_ISA

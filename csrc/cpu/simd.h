@@ -138,6 +138,20 @@ struct Converter<A, A> {
 };
 
 template <>
+struct Converter<float, double> {
+  typedef float Few __attribute__((vector_size(FGD_VECTOR_BYTES / 2)));
+  static Vec<double> load(const float* p) {
+    Few few;
+    memcpy(&few, p, sizeof few);
+    return __builtin_convertvector(few, Vec<double>);
+  }
+  static void store(float* p, Vec<double> v) {
+    const Few few = __builtin_convertvector(v, Few);
+    memcpy(p, &few, sizeof few);
+  }
+};
+
+template <>
 struct Converter<BFloat16, float> {
   static Vec<float> load(const BFloat16* p) {
 #if defined(__AVX512F__)
@@ -351,9 +365,25 @@ inline Vec<float> exponential(Vec<float> x) {
   return (Vec<float>)((Bits<float>)infinite & ~underflow);
 }
 
+// The same to some 1e-16: Taylor's polynomial.
 inline Vec<double> exponential(Vec<double> x) {
-  for (int i = 0; i < kWidth<double>; ++i) x[i] = __builtin_exp(x[i]);
-  return x;
+  const Vec<double> low = broadcast(-708.), high = broadcast(709.);
+  const Bits<double> underflow = x<low, overflow = x> high;
+  const Vec<double> clamped = select<double>(underflow, low, select<double>(overflow, high, x));
+  const Vec<double> magic = broadcast(6755399441055744.);  // 1.5·2^52
+  const Vec<double> shifted = multiply_add<double>(clamped, broadcast(1.4426950408889634), magic);
+  const Vec<double> n = shifted - magic;
+  Vec<double> r = multiply_add<double>(n, broadcast(-6.93147180369123816490e-01), clamped);
+  r = multiply_add<double>(n, broadcast(-1.90821492927058770002e-10), r);
+  constexpr double kOver[] = {6227020800., 479001600., 39916800., 3628800., 362880., 40320.,
+                              5040.,       720.,       120.,      24.,      6.};
+  Vec<double> p = broadcast(1 / kOver[0]);
+  for (int i = 1; i < 11; ++i) p = multiply_add<double>(p, r, broadcast(1 / kOver[i]));
+  p = multiply_add<double>(p, r, broadcast(.5));
+  p = multiply_add<double>(p * r, r, r) + 1.;
+  const Vec<double> scale = (Vec<double>)(((Bits<double>)shifted - 0x4338000000000000 + 1023) << 52);
+  const Vec<double> infinite = select<double>(overflow, broadcast(__builtin_inf()), p * scale);
+  return (Vec<double>)((Bits<double>)infinite & ~underflow);
 }
 
 template <class A>

@@ -133,25 +133,29 @@ struct ForwardScratch {
   }
 };
 
+// The sums of some pixels onto a channel's so far, which a tile's first pixels bring to the new maxima.
 template <class A>
-FGD_INLINE void load_sums(const Vec<A>* from, const A* rescale, Vec<A>* sum) {
+FGD_INLINE void add_sums(const Vec<A>* part, const A* rescale, bool first, Vec<A>* sums) {
+  if (first) {
+    sums[kSumFg] *= rescale[kTeacher];
+    sums[kSumBg] *= rescale[kTeacher];
+    sums[kSumContextS] *= rescale[kContextS];
+    sums[kSumContextT] *= rescale[kContextT];
+  }
   FGD_UNROLL
-  for (int q = 0; q < kSums; ++q) sum[q] = from[q];
-  sum[kSumFg] *= rescale[kTeacher];
-  sum[kSumBg] *= rescale[kTeacher];
-  sum[kSumContextS] *= rescale[kContextS];
-  sum[kSumContextT] *= rescale[kContextT];
+  for (int q = 0; q < kSums; ++q) sums[q] += part[q];
 }
 
+// What the sums of the contexts subtract from a channel, or a vector of channels.
 template <class A>
-FGD_INLINE void store_sums(const Vec<A>* sum, Vec<A>* to) {
-  FGD_UNROLL
-  for (int q = 0; q < kSums; ++q) to[q] = sum[q];
-}
+struct Origin {
+  Vec<A> s, t;
+};
 
 // One vector of (s, t) pairs into the eight sums.
 template <class A>
-FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, Vec<A> et, Vec<A>* sum) {
+FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, const Origin<A>& origin, Vec<A> fg, Vec<A> bg, Vec<A> es, Vec<A> et,
+                           Vec<A>* sum) {
   const Vec<A> d = s - t, square = d * d;
   sum[kSumFg] = multiply_add<A>(square, fg, sum[kSumFg]);
   sum[kSumBg] = multiply_add<A>(square, bg, sum[kSumBg]);
@@ -159,8 +163,20 @@ FGD_INLINE void accumulate(Vec<A> s, Vec<A> t, Vec<A> fg, Vec<A> bg, Vec<A> es, 
   sum[kSumD2] += square;
   sum[kSumAbsS] += absolute<A>(s);
   sum[kSumAbsT] += absolute<A>(t);
-  sum[kSumContextS] = multiply_add<A>(es, s, sum[kSumContextS]);
-  sum[kSumContextT] = multiply_add<A>(et, t, sum[kSumContextT]);
+  sum[kSumContextS] = multiply_add<A>(es, s - origin.s, sum[kSumContextS]);
+  sum[kSumContextT] = multiply_add<A>(et, t - origin.t, sum[kSumContextT]);
+}
+
+// What the sums of the contexts subtract: a channel's feature where three pixels have the same one, and probably all,
+// else 0. So the context of a constant map is that map, exactly; and a pixel with all the weight is the context,
+// exactly, as nothing has been subtracted from it.
+template <class A, class T>
+inline void choose_origin(const Features& f, int channels, int pixels, A* origin) {
+  for (int c = 0; c < channels; ++c) {
+    auto at = [&](int p) { return load_first<A>(row<T>(f, c, p), 1)[0]; };
+    const A first = at(0);
+    origin[c] = at(pixels / 2) == first && at(pixels - 1) == first ? first : 0;
+  }
 }
 
 // A logit as it should be, before its factor: the sum that softmax q sees of one pixel, in float64.
@@ -255,9 +271,11 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
     for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
       Vec<A> z = load<A>(logits + j) - now;
       z += (exact ? lanes.load(lost + j) : Vec<A>{}) - now_lost;
+      if (activation) lanes.store(k.softmax[q] + tile.first + j, z);
+      if (q == kStudent) return;        // weights no sum
       const Vec<A> e = exponential(z);  // 0 on padding: exp(-inf)
       store<A>(logits + j, e);
-      lanes.store(k.exponentials[q] + tile.first + j, e);
+      if (!activation) lanes.store(k.softmax[q] + tile.first + j, e);
     });
   }
   for (int j = 0; j < tile.pixels; j += W) {
@@ -274,17 +292,21 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
   return out;
 }
 
-// The chunk's maxima; all exponentials brought to the chunk's maximum.
+// The chunk's maxima; all pixels of a softmax brought to the chunk's maximum.
 template <class A>
 inline void finish_chunk(ForwardChunk<A>& k, int step, int tiles, const SoftmaxState<A>& state) {
   for (int q = 0; q < kSoftmaxes; ++q) {
-    k.maximum[q] = state.maximum[q];
-    k.maximum_lost[q] = state.lost[q];
+    k.out.maximum[q] = state.maximum[q];
+    k.out.maximum_lost[q] = state.lost[q];
     for (int i = 0; i + 1 < tiles; ++i) {
       if (state.tile_maximum[i][q] == state.maximum[q]) continue;
       const A lost = state.tile_lost[i][q] - state.lost[q];
-      const A factor = exponential_of<A>((state.tile_maximum[i][q] - state.maximum[q]) + lost);
-      for (int p = i * step; p < (i + 1) * step; ++p) k.exponentials[q][p] *= factor;
+      const A difference = (state.tile_maximum[i][q] - state.maximum[q]) + lost;
+      const A factor = exponential_of<A>(difference);
+      for (int p = i * step; p < (i + 1) * step; ++p) {
+        A& x = k.softmax[q][p];
+        x = q == kTeacher || q == kStudent ? x + difference : x * factor;
+      }
     }
   }
 }

@@ -72,7 +72,7 @@ FGD_DEVICE void share_factors(const LaneRole<S, T>& role, const Upstream<float>&
   const float f = maps.context * (u - mean);
   out[role.net ? kFactorKeyT : kFactorKeyS] = sum.add(maps.context, f, first + role.pixel);
   if (role.net) return;
-  out[kFactorKey] = f;
+  out[kFactorKey] = student_factor(maps.context, f);
   out[kFactorFeature] = feature_factor(up, maps.focal);
   out[kFactorSign] = up.attention * maps.attention;
   out[kFactorContext] = maps.context;

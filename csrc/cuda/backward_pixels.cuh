@@ -139,6 +139,12 @@ struct KeySum {
   }
 };
 
+// f for ∂L/∂s: a pixel that has all of the context's weight is ctx, its u is ū, and what is left of u - ū is rounding.
+template <class A>
+FGD_DEVICE A student_factor(A context, A f) {
+  return context == A{1} ? f - f : f;  // where f is not finite, NaN
+}
+
 // Between two barriers; threads -> (net, pixel). mean: ū of this thread's net; first: the tile's first pixel.
 template <class A, int kPixels>
 FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& up, const PixelMaps<A>& maps, A mean,
@@ -151,7 +157,7 @@ FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& 
   const A f = maps.context * (u - mean);
   step.factor[net ? kFactorKeyT : kFactorKeyS][pixel] = sum.add(maps.context, f, first + pixel);
   if (net) return;
-  step.factor[kFactorKey][pixel] = f;
+  step.factor[kFactorKey][pixel] = student_factor(maps.context, f);
   step.factor[kFactorFeature][pixel] = feature_factor(up, maps.focal);
   step.factor[kFactorSign][pixel] = up.attention * maps.attention;
   step.factor[kFactorContext][pixel] = maps.context;

@@ -1,8 +1,9 @@
 """Random cases. A case is a function of the campaign's seed and its index alone, so that any one can be run again.
 
-Most cases are for the CPU kernels, which are quick. The interpreters are slow: every 8th case is small enough for
-Triton's, every 64th so small that the PTX interpreter runs the CUDA kernels on it, too. Features have at most 32 bits:
-for float64 there is no judge that is more exact.
+Most cases are for the CPU kernels alone, and of a size at which the reference, in all its orders, takes some
+milliseconds; every 8th is ten times as large. The interpreters are slow: every 32nd case is small enough for Triton's,
+every 256th so small that the PTX interpreter runs the CUDA kernels on it, too. Features have at most 32 bits: for
+float64 there is no judge that is more exact.
 """
 
 import random
@@ -12,16 +13,18 @@ import torch
 from devtools.accuracy.case import FEATURES, Case
 from fgd_kernels import functional
 
-SMALL, TINY = 8, 64
-_ELEMENTS = {"large": 40_000, "small": 3_000, "tiny": 800}  # of a level's map, one image
+LARGE, SMALL, TINY = 8, 32, 256
+_ELEMENTS = {"large": 40_000, "medium": 4_000, "small": 2_000, "tiny": 600}  # of a level's map, one image
 _CHANNELS = (1, 2, 3, 7, 8, 16, 24, 33, 40, 64, 65, 128, 250, 256, 300, 520)
 _LARGEST = {torch.float16: 3e3}  # of a scale whose maps are finite
 _NARROW = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
 
 
 def size_of(index: int) -> str:
-    """Which backends a case is for: "large", "small" or "tiny"."""
-    return "tiny" if index % TINY == 0 else "small" if index % SMALL == 0 else "large"
+    """Which backends a case is for: "large" and "medium" for the CPU kernels, "small" and "tiny" for all."""
+    if index % SMALL == 0:
+        return "tiny" if index % TINY == 0 else "small"
+    return "large" if index % LARGE == 1 else "medium"
 
 
 def make_case(seed: int, index: int) -> Case:
@@ -32,7 +35,7 @@ def make_case(seed: int, index: int) -> Case:
     student_dtype, teacher_dtype = _dtypes(choose)
     if features.startswith("equal"):
         teacher_dtype = student_dtype  # a conversion could round
-    count = choose.choice((1, 1, 2)) if size == "large" else 1
+    count = choose.choice((1, 1, 2)) if size in ("large", "medium") else 1
     levels = tuple(_level(choose, _ELEMENTS[size]) for _ in range(count))
     aligned = choose.random() < 0.25 and student_dtype == torch.float32 and features in ("normal", "relu", "tied")
     temperature, scale = _magnitudes(choose, student_dtype, teacher_dtype)
@@ -71,7 +74,7 @@ def _level(choose: random.Random, elements: int) -> tuple[int, int, int]:
 
 
 def _boxes(choose: random.Random, size: str) -> tuple[int, ...]:
-    images = choose.choice((1, 1, 2, 3) if size == "large" else (1, 2) if size == "small" else (1,))
+    images = choose.choice({"small": (1, 2), "tiny": (1,)}.get(size, (1, 1, 2, 3)))
     most = choose.choice((0, 2, 2, 6, 40 if size == "large" else 4))
     return tuple(choose.randint(0, most) for _ in range(images))
 

@@ -42,7 +42,7 @@ class Variant(NamedTuple):
 
 
 _ISAS = ("baseline", "avx2", "avx512")
-_ALL = ("large", "small", "tiny")
+_ALL = ("large", "medium", "small", "tiny")
 VARIANTS = {
     **{f"cpu, {isa}": Variant(f"cpu, {isa}", "cpu", {"FGD_CPU_ISA": isa}, _ALL) for isa in _ISAS},
     "triton": Variant("triton", "triton", {"TRITON_INTERPRET": "1"}, ("small", "tiny")),

@@ -47,9 +47,9 @@ from .layout import (
 
 @triton.jit
 def channel_attention(total, c, channels, scale):
-    """A^C (8); `scale`: log2(e)/(P·T)."""
+    """A^C (8), in float64; `scale`: log2(e)/(P·T)."""
     best = tl.max(tl.where(c < channels, total, LOWEST), axis=0)
-    e = tl.where(c < channels, tl.exp2((total - best) * scale), 0.0)
+    e = tl.where(c < channels, tl.exp2((total - best).to(tl.float64) * scale), 0.0)
     return e * (channels / tl.sum(e, axis=0))
 
 

@@ -39,7 +39,7 @@ def added(
     h, size = hidden + image_start(hidden_before, hidden_size, net, image), number(hidden_size, net)
     matrix, gamma, beta = pick(w2, net), pick(ln_weight, net), pick(ln_bias, net)
     mean, scale = moments(h, size, BLOCK_K)
-    total = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
+    total = tl.zeros((BLOCK_C, BLOCK_K), tl.float64)
     for start in range(0, size, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         a = normalised(h, k, size, mean, scale) * tl.load(gamma + k, mask=k < size, other=0.0)

@@ -109,6 +109,7 @@ def gc_grads(
         dv = factor * tl.load(stats + STATS * at + STAT_SHIFT_GRAD * width + c, mask=c < width, other=0.0)
         context = tl.load(stats + STATS * at + (STAT_CONTEXT_S + net % 2) * width + c, mask=c < width, other=0.0)
         mean, scale = moments(h, size, BLOCK_K)
+        mean, scale = mean.to(tl.float32), scale.to(tl.float32)
         total, product = norm_sums(h, da, gamma, beta, size, mean, scale, BLOCK_K)
         grad = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
         for start in range(0, size, BLOCK_K):

@@ -21,6 +21,7 @@ LARGE = [
     Case("most channels", ((2048, 10, 10),), (2,), loss=BALANCED),
     Case("most channels, channels_last", ((2048, 7, 9),), (2,), channels_last=True, loss=BALANCED),
     Case("an odd number of many channels", ((2047, 3, 5),), (2,), loss=BALANCED),
+    Case("a pixel with all the weight", ((256, 10, 7),), (2,), features="equal", scale=30.0, loss=BALANCED),
 ]
 
 
@@ -29,35 +30,18 @@ def test_equals_the_reference(case):
     assert_as_reference(case, "cpu")
 
 
-SUM_OF_SQUARES = "dtypes torch.bfloat16 torch.bfloat16 contiguous"
-
-
-def run_cases(instruction_set, chosen):
+@pytest.mark.parametrize("instruction_set", ["avx2", "baseline"])
+def test_other_instruction_sets(instruction_set):
     """The choice is made once a process, so other sets than this machine's run in processes of their own."""
-    code = f"""
+    code = """
 import torch, cases
 for case in cases.standard_cases():
-    if case.name {chosen}:
-        torch.manual_seed(0)
-        cases.assert_as_reference(case, "cpu")
+    torch.manual_seed(0)
+    cases.assert_as_reference(case, "cpu")
 """
     environment = os.environ | {"FGD_CPU_ISA": instruction_set, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_avx2():
-    run_cases("avx2", "!= ''")
-
-
-def test_baseline():
-    run_cases("baseline", f"!= {SUM_OF_SQUARES!r}")
-
-
-@pytest.mark.xfail(reason="Σ d² is off by some roundings: 1.3 of the budget where the reference is lucky", strict=False)
-def test_baseline_sums_squares_in_few_lanes():
-    """The same case as of the CUDA kernels (docs/accuracy.md)."""
-    run_cases("baseline", f"== {SUM_OF_SQUARES!r}")
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

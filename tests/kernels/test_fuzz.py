@@ -23,7 +23,7 @@ def test_a_case_is_a_function_of_seed_and_index():
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     kinds = {generator.make_case(1, index).features for index in range(300)}
     assert kinds == set(FEATURES)
-    assert [generator.size_of(index) for index in (0, 8, 9, 64)] == ["tiny", "small", "large", "tiny"]
+    assert [generator.size_of(index) for index in (0, 8, 9, 32, 256)] == ["tiny", "medium", "large", "small", "tiny"]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -83,14 +83,14 @@ def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not fgd.backends()["cpu"].available, reason=fgd.backends()["cpu"].reason)
 def test_the_cpu_kernels_on_random_cases():
-    """98 of 100 results of every quantity are within the budget; docs/accuracy.md says what is not."""
+    """Every result is within the budget."""
     ratios: dict[str, list[float]] = {}
     for index in range(CASES):
         case, inputs = generator.make_case(SEED, index), variants.inputs_of(SEED, index)
         budget = Budget(case, inputs)
         for name, value in evaluate(inputs, "cpu", None, case.fixed_student).items():
-            ratios.setdefault(campaign.quantity(name), []).append(budget.judge(name, value).ratio)
+            ratios.setdefault(campaign.quantity(name), []).append(campaign.ratio(budget.judge(name, value)))
     assert len(ratios) >= 15
     for quantity, found in ratios.items():
         assert table.percent(found, 0.5) < 0.6, quantity
-        assert table.percent(found, 0.98) <= 1, (quantity, sorted(found)[-8:])
+        assert max(found) <= 1, (quantity, sorted(found)[-8:])

@@ -22,7 +22,8 @@ enum Layout : int { kPixelsDense, kChannelsDense, kLayouts };
 
 constexpr int kMaxChannels = 2048;  // of a level
 
-// Per pixel, saved. Until an image is merged, the four places hold the exponentials of enum Softmax, in its order.
+// Per pixel, saved. Until an image is merged, the four places hold what its softmaxes need, in the order of enum
+// Softmax.
 enum Map : int {
   kMapFocal,      // A^S_t[p]·fg[p] where a box covers p, -A^S_t[p]/n_bg elsewhere
   kMapAttention,  // h_S[p]: gradient of Σp |A^S_s - A^S_t| with respect to Σc |s[c,p]|

@@ -45,7 +45,10 @@ def pixel_factors(
     if GC:
         q_s = tl.load(maps + map_index(MAP_CONTEXT_S, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
         q_t = tl.load(maps + map_index(MAP_CONTEXT_T, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        return feature, signed, q_s, q_s * (u_s - mean_s), q_t * (u_t - mean_t), q_t
+        f_s = q_s * (u_s - mean_s)
+        # A pixel with all of the weight is ctx, its u is ū: what is left of u - ū is rounding. NaN stays.
+        f_s = tl.where(q_s == 1.0, f_s - f_s, f_s)
+        return feature, signed, q_s, f_s, q_t * (u_t - mean_t), q_t
     else:
         return feature, signed
 

@@ -1,4 +1,7 @@
-"""Device helpers of the GcBlocks' kernels: matrices times vectors, the norm of a hidden vector, relu."""
+"""Device helpers of the GcBlocks' kernels: matrices times vectors, the norm of a hidden vector, relu.
+
+In float64: the global term multiplies an error of what is added with the number of pixels.
+"""
 
 import triton
 import triton.language as tl
@@ -7,12 +10,12 @@ import triton.language as tl
 @triton.jit
 def matrix_row_dot(w, x, rows, row_count, columns, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
     """w[rows, :]·x for a matrix of row_count rows: [BLOCK_K]."""
-    total = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
+    total = tl.zeros((BLOCK_K, BLOCK_C), tl.float64)
     for start in range(0, columns, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         mask = (rows < row_count)[:, None] & (c < columns)[None, :]
         matrix = tl.load(w + rows[:, None] * columns + c[None, :], mask=mask, other=0.0)
-        total += matrix * tl.load(x + c, mask=c < columns, other=0.0)[None, :]
+        total += matrix.to(tl.float64) * tl.load(x + c, mask=c < columns, other=0.0)[None, :]
     return tl.sum(total, axis=1)
 
 
@@ -31,12 +34,12 @@ def matrix_column_dot(w, x, columns, column_count, rows, BLOCK_K: tl.constexpr, 
 @triton.jit
 def moments(hidden, size, BLOCK: tl.constexpr):
     """Mean and 1 / sqrt(variance + 1e-5) of a hidden vector."""
-    total = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, size, BLOCK):
         k = start + tl.arange(0, BLOCK)
         total += tl.load(hidden + k, mask=k < size, other=0.0)
     mean = tl.sum(total, axis=0) / size
-    squares = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, size, BLOCK):
         k = start + tl.arange(0, BLOCK)
         x = tl.where(k < size, tl.load(hidden + k, mask=k < size, other=0.0) - mean, 0.0)
