@@ -7,6 +7,7 @@
 namespace fgd::cpu::FGD_ISA {
 
 constexpr int kChannelsDenseTile = 64;  // pixels
+constexpr int kDifferences = 16;        // pixels whose d are added one by one: nearly constant ones are rounded alike
 
 // Step 1 for two pixels: eight vectors of sums, merged together.
 template <class A, class S, class T>
@@ -36,17 +37,16 @@ FGD_INLINE void add_channel_vector(const ForwardChunk<A>& k, const Tile& tile, i
   const S* s = row<S>(k.student, c, tile.first);
   const T* t = row<T>(k.teacher, c, tile.first);
   const Origin<A> origin{lanes.load(k.out.origin_s + c), lanes.load(k.out.origin_t + c)};
-  Vec<A> sum[kSums] = {}, other_d{}, other_d2{};  // two chains for each: where all d are alike, so are their roundings
-#pragma GCC unroll 2
-  for (int j = 0; j < tile.pixels; ++j, s += k.student.pixel, t += k.teacher.pixel) {
-    accumulate<A>(lanes.load(s), lanes.load(t), origin, broadcast(weights.fg[j]), broadcast(weights.bg[j]),
-                  broadcast(weights.context_s[j]), broadcast(weights.context_t[j]), sum);
-    const Vec<A> d = sum[kSumD], d2 = sum[kSumD2];
-    sum[kSumD] = other_d, other_d = d;
-    sum[kSumD2] = other_d2, other_d2 = d2;
+  Vec<A> sum[kSums] = {}, d{}, d2{};
+  for (int begin = 0; begin < tile.pixels; begin += kDifferences) {
+    const int end = begin + kDifferences < tile.pixels ? begin + kDifferences : tile.pixels;
+    for (int j = begin; j < end; ++j, s += k.student.pixel, t += k.teacher.pixel)
+      accumulate<A>(lanes.load(s), lanes.load(t), origin, broadcast(weights.fg[j]), broadcast(weights.bg[j]),
+                    broadcast(weights.context_s[j]), broadcast(weights.context_t[j]), sum);
+    d += sum[kSumD], d2 += sum[kSumD2];
+    sum[kSumD] = sum[kSumD2] = Vec<A>{};
   }
-  sum[kSumD] += other_d;
-  sum[kSumD2] += other_d2;
+  sum[kSumD] = d, sum[kSumD2] = d2;
   add_sums<A>(sum, weights.rescale, true, sums);
 }
 
