@@ -124,6 +124,8 @@ def attempt(versions: Versions, keep: bool) -> bool:
         "build": [python, "setup.py", "build_ext", "--inplace"],
         "tests": [python, "-m", "pytest", *versions.tests, "-q", "-p", "no:cacheprovider"],
     }
+    if versions.tests == KERNELS:
+        steps["spills"] = [python, "-m", "devtools.offline.triton_spills"]
     print(f"{versions.name}: the log is {log}", flush=True)
     failed, installed = "", dict.fromkeys(SHOWN, "")
     with log.open("w") as out:

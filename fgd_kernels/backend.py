@@ -70,36 +70,25 @@ def check_backend(name: str, argument: str = "backend") -> None:
 
 
 @torch.compiler.assume_constant_result
-def choose_backend(requested: str, device: str, float64: bool = False, maps: bool = False) -> str:
+def choose_backend(requested: str, device: str, float64: bool = False) -> str:
     """The backend for features on a device of type `device`. FGD_BACKEND takes the place of 'auto'.
-
-    `maps` says that foreground comes as maps and not as boxes, which the Triton kernels do not take yet.
 
     Under torch.compile the answer is a constant of the graph, and with it what FGD_BACKEND said at the time.
 
     Raises:
-        FGDTypeError: it was asked for by name and does not compute in float64; or the Triton kernels would get maps.
+        FGDTypeError: it was asked for by name and does not compute in float64.
         FGDValueError: there is no backend of that name, or it does not serve that device.
         FGDRuntimeError: it was asked for by name and cannot run here; the message says why.
     """
     source = "backend"
     if requested == "auto" and "FGD_BACKEND" in os.environ:
         requested, source = os.environ["FGD_BACKEND"], "FGD_BACKEND"
-    no_maps = FGDTypeError(
-        "foreground: the Triton kernels take boxes alone, got maps; ask for backend='cuda', or for 'reference'"
-    )
-    if maps and requested == "triton":
-        raise no_maps
     if requested == "auto":
         if device == "meta":
             return "cpu" if _status("cpu").available else "reference"  # shapes alone
         if device in ("cpu", "cuda") and _status(device).available:
             return device
-        if device == "cuda" and _status("triton").available and not float64:
-            if maps:
-                raise no_maps
-            return "triton"
-        return "reference"
+        return "triton" if device == "cuda" and _status("triton").available and not float64 else "reference"
     check_backend(requested, source)
     status = _status(requested)
     if not status.available:

@@ -62,7 +62,7 @@ def pyramid_loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The loss on checked arguments (see `functional.fgd_loss`): fg, bg, attention, global, terms (L, 4)."""
     float64 = torch.float64 in (student[0].dtype, teacher[0].dtype)
-    chosen = choose_backend(backend, student[0].device.type, float64, foreground is not None)
+    chosen = choose_backend(backend, student[0].device.type, float64)
     settings = [list(weights), spatial_temperature, channel_temperature]
     settings += [] if foreground is None else [foreground]
     if chosen == "reference":

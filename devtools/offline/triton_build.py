@@ -6,6 +6,7 @@ bench/gpu_report_triton.py prints what `report` finds.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
 import pathlib
@@ -25,7 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fgd_kernels import triton_kernels
-from fgd_kernels.triton_kernels.host import tile_sizes
+from fgd_kernels.triton_kernels.host import pyramid, tile_sizes
 
 TARGETS = {
     **{str(arch): GPUTarget("cuda", arch, 32) for arch in (75, 80, 90, 100, 120)},
@@ -95,8 +96,11 @@ def compile_for(launch: Launch, target: GPUTarget, aligned: bool = True):
     return triton.compile(source_of(launch, target, aligned), target=target, options=launch.options)
 
 
-def resources(compiled, target: GPUTarget) -> dict:
-    """Registers, spills (bytes of stack, or of vector registers spilled), shared memory, global loads by width."""
+def resources(compiled, target: GPUTarget, disassemble: bool = True) -> dict:
+    """Registers, spills (bytes of stack, or of vector registers spilled), shared memory, global loads by width.
+
+    `disassemble`: also what takes reading NVIDIA's machine code, half a second: loads and the instructions that spill.
+    """
     if target.backend == "hip":
         text = compiled.asm["amdgcn"]
         found = {name: int(re.search(rf"\.{name}:\s+(\d+)", text)[1]) for name in ("vgpr_count", "vgpr_spill_count")}
@@ -106,7 +110,7 @@ def resources(compiled, target: GPUTarget) -> dict:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        code = _tool("nvdisasm", "-c", file.name) if disassemble else ""
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     return _row(registers, stack, compiled, re.findall(r"\bLDG\.E([.\w]*)", code), spills)
@@ -136,10 +140,12 @@ def launches(
     gc: bool = True,
     target: str = "90",
     sliced: bool = False,
+    wide: bool = False,
 ) -> list[Launch]:
     """Every launch of a forward and a backward pass over a pyramid of that kind, two images, on that target.
 
     `sliced`: the teacher's features are the first channels of larger tensors, so its rows are not the student's.
+    `wide`: as if an image spanned 2^31 elements.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
@@ -152,7 +158,7 @@ def launches(
     shared = (student, teacher, boxes, offsets, torch.ones(2, 2), _gc_block(channels, len(sizes)) if gc else [])
     settings = ([1.0] * 4 * len(sizes), 0.5, 0.5)
     made: list[Launch] = []
-    with instead_of_launching(made.append), _device(target):
+    with instead_of_launching(made.append), _device(target), _offsets(wide):
         *_, saved_maps, stats = triton_kernels.forward(*shared, *settings)
         triton_kernels.backward(torch.ones(4), *shared, *settings, saved_maps, stats, True, gc)
     return made
@@ -167,6 +173,18 @@ def _device(target: str):
         yield
     finally:
         tile_sizes.gpu_of = original
+
+
+@contextlib.contextmanager
+def _offsets(wide: bool):
+    """Within, offsets are taken to be too large for 32 bits, where `wide`."""
+    original = pyramid.Layouts.of
+    if wide:
+        pyramid.Layouts.of = lambda *args: dataclasses.replace(original(*args), wide=True)
+    try:
+        yield
+    finally:
+        pyramid.Layouts.of = original
 
 
 def _gc_block(channels: int, levels: int) -> list[torch.Tensor]:

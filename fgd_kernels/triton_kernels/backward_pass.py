@@ -26,26 +26,17 @@ import triton.language as tl
 from .device.backward_blocks import chunk_in_blocks
 from .device.backward_tile import (
     channel_factors,
+    context_logits,
     context_mean,
-    key_factor,
+    key_factors,
+    no_logits,
     pixel_factors,
+    store_grad,
     store_key_numbers,
-    student_grad,
+    weighted_sum,
 )
 from .device.levels import image_start, locate, multiple, number, pick
-from .device.tile import (
-    load_tile,
-    over_channels,
-    over_pixels,
-    pixel_index,
-    pixel_mask,
-    second_offset,
-    sum_groups,
-    sum_part,
-    tile_mask,
-    tile_offset,
-    zero_sums,
-)
+from .device.tile import load_tile, second_offsets, sum_groups, tile_offsets, tile_pixels, zero_sums
 from .device.upstream import upstream
 from .layout import MAPS, STAT_CONTEXT_S, STAT_CONTEXT_T, STATS
 
@@ -77,6 +68,7 @@ def backward_chunk(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PART: tl.constexpr,
+    SLABS: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
@@ -89,29 +81,25 @@ def backward_chunk(
         mean_t = context_mean(context_t, stats + STAT_CONTEXT_T * channels, channels, BLOCK_C)
     sum_s, sum_t = zero_sums(BLOCK_C, GROUPS, LAYOUT), zero_sums(BLOCK_C, GROUPS, LAYOUT)
     totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
-    for first in range(begin, end, GROUPS * PART):
-        p = pixel_index(first, LAYOUT, GROUPS, PART)
-        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
-        at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+    for first in range(begin, end, GROUPS * PART * SLABS):
+        p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
+        at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
         s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+        t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
         t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        u_s, u_t = 0.0, 0.0
+        u = no_logits(p[0], SLABS)
         if GC:
-            u_s = tl.sum(s * over_pixels(channel[3], LAYOUT), LAYOUT)
-            u_t = tl.sum(t * over_pixels(channel[5], LAYOUT), LAYOUT)
-        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT, ALIGN, GC)
+            u = context_logits(s, t, channel[3], channel[5], LAYOUT)
+        pixel = pixel_factors(maps, p, exists, pixels, g, u, mean_s, mean_t, LAYOUT, ALIGN, GC)
         if STUDENT:
-            grad = student_grad(s, t, channel, pixel, 2.0 * g[3], LAYOUT, GC)
-            mask = tile_mask(c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-            offset = second_offset(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
-            tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
+            offsets = second_offsets(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            store_grad(
+                student_grad_at, offsets, s, t, channel, pixel, g, c, exists, channels, LAYOUT, ALIGN, GC, ALL_CHANNELS
+            )
         if KEYS:
-            rest_s, total_s, peak_s = key_factor(pixel[2], pixel[3], p, totals[0], peaks[0], LAYOUT)
-            rest_t, total_t, peak_t = key_factor(pixel[5], pixel[4], p, totals[1], peaks[1], LAYOUT)
-            totals, peaks = (total_s, total_t), (peak_s, peak_t)
-            sum_s += sum_part(s * over_channels(rest_s, LAYOUT), LAYOUT)
-            sum_t += sum_part(t * over_channels(rest_t, LAYOUT), LAYOUT)
+            rest_s, rest_t, totals, peaks = key_factors(pixel, p, totals, peaks)
+            sum_s += weighted_sum(s, rest_s, LAYOUT)
+            sum_t += weighted_sum(t, rest_t, LAYOUT)
     if KEYS:
         tl.store(partial + c, sum_groups(sum_s, LAYOUT), mask=c < channels)
         tl.store(partial + channels + c, sum_groups(sum_t, LAYOUT), mask=c < channels)
@@ -175,6 +163,7 @@ def backward_pass(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PARTS: tl.constexpr,
+    SLABS: tl.constexpr,
     CHUNK: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -222,7 +211,7 @@ def backward_pass(
                 if IN_BLOCKS:
                     chunk_in_blocks(
                         *arguments,
-                        LAYOUT=k if k < 2 else 2,
+                        LAYOUT=k // 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,
                         GC=GC,
                         STUDENT=STUDENT,
@@ -230,6 +219,7 @@ def backward_pass(
                         BLOCK_C=BLOCK_C,
                         GROUPS=GROUPS[k],
                         PART=PARTS[k],
+                        SLABS=SLABS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
                         SAME_ROWS=SAME_ROWS,
@@ -237,7 +227,7 @@ def backward_pass(
                 else:
                     backward_chunk(
                         *arguments,
-                        LAYOUT=k if k < 2 else 2,
+                        LAYOUT=k // 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,
                         GC=GC,
                         STUDENT=STUDENT,
@@ -245,6 +235,7 @@ def backward_pass(
                         BLOCK_C=BLOCK_C,
                         GROUPS=GROUPS[k],
                         PART=PARTS[k],
+                        SLABS=SLABS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
                         SAME_ROWS=SAME_ROWS,

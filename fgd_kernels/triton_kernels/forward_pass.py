@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from .device.forward_blocks import chunk_in_blocks
-from .device.forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes, store_sums
+from .device.forward_tile import add_tile, load_mask, logits, softmax_steps, store_logits, store_softmaxes, store_sums
 from .device.levels import LOWEST, image_start, locate, multiple, number, pick
-from .device.tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, tile_offset, zero_sums
+from .device.tile import load_tile, second_offsets, tile_offsets, tile_pixels, zero_sums
 from .layout import MAPS, SUMS
 
 
@@ -47,6 +47,7 @@ def forward_chunk(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PART: tl.constexpr,
+    SLABS: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
@@ -61,17 +62,16 @@ def forward_chunk(
     sums, maxima, normalisers = (zero,) * 6, (none + LOWEST,) * 2, (none,) * 2
     if GC:
         sums, maxima, normalisers = (zero,) * 8, (none + LOWEST,) * 4, (none,) * 4
-    for first in range(begin, end, GROUPS * PART):
-        p = pixel_index(first, LAYOUT, GROUPS, PART)
-        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
-        at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+    for first in range(begin, end, GROUPS * PART * SLABS):
+        p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
+        at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
         s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+        t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
         t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
         z = logits(s, t, wk_s, wk_t, LAYOUT, GC)
         store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
-        fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT, GC, False)
+        fg = load_mask(mask, p, exists, pixels, LAYOUT, ALIGN)
+        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, GC, False)
         sums = add_tile(s, t, fg, e, shrink, sums, LAYOUT, GC)
     factors = store_softmaxes(partial + SUMS * channels, scale, maxima, normalisers)
     store_sums(partial, sums, factors, c, channels, LAYOUT, GC)
@@ -127,6 +127,7 @@ def forward_pass(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PARTS: tl.constexpr,
+    SLABS: tl.constexpr,
     CHUNK: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -168,12 +169,13 @@ def forward_pass(
                 if IN_BLOCKS:
                     chunk_in_blocks(
                         *arguments,
-                        LAYOUT=k if k < 2 else 2,
+                        LAYOUT=k // 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,
                         GC=GC,
                         BLOCK_C=BLOCK_C,
                         GROUPS=GROUPS[k],
                         PART=PARTS[k],
+                        SLABS=SLABS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
                         SAME_ROWS=SAME_ROWS,
@@ -181,12 +183,13 @@ def forward_pass(
                 else:
                     forward_chunk(
                         *arguments,
-                        LAYOUT=k if k < 2 else 2,
+                        LAYOUT=k // 2,
                         ALIGN=ALIGN if k % 2 == 0 else 1,
                         GC=GC,
                         BLOCK_C=BLOCK_C,
                         GROUPS=GROUPS[k],
                         PART=PARTS[k],
+                        SLABS=SLABS[k],
                         ALL_CHANNELS=ALL_CHANNELS,
                         WIDE=WIDE,
                         SAME_ROWS=SAME_ROWS,

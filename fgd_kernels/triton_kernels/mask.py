@@ -8,6 +8,7 @@ in float32 and in this order of operations, divisions rounded as IEEE says: bit-
     boxes     (M, 4)     x1, y1, x2, y2 in pixels of the image
     offsets   (N + 1,)   image n owns the boxes offsets[n] .. offsets[n + 1]
     sizes     (N, 2)     height and width of the image
+    given     [level][image][P]    in place of boxes (GIVEN): fg as the caller has it; it is then copied
     mask      [level][image][P]    out: fg; P rounded up to a multiple of 8
     outside   [program]            out: pixels of the program's block that no box covers, int32
 """
@@ -39,7 +40,7 @@ def box_weight(boxes, box, h, w, height, width, x, y):
     return tl.where((x >= left) & (x <= right) & (y >= top) & (y <= bottom), weight, 0.0)
 
 
-_LEVELS = ["first", "parts", "heights", "widths", "pixels", "mask_size", "mask_before"]
+_LEVELS = ["first", "parts", "heights", "widths", "pixels", "pixels_before", "mask_size", "mask_before"]
 
 
 @triton.jit(do_not_specialize=_LEVELS)
@@ -47,6 +48,7 @@ def rasterise(
     boxes,
     offsets,
     sizes,
+    given,
     mask,
     outside,
     first,
@@ -54,18 +56,23 @@ def rasterise(
     heights,
     widths,
     pixels,
+    pixels_before,
     mask_size,
     mask_before,
+    GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
     height, width, size = number(heights, level), number(widths, level), number(pixels, level)
     p = part * BLOCK + tl.arange(0, BLOCK)
     exists = p < size
-    x, y = (p % width).to(tl.float32), (p // width).to(tl.float32)
-    h, w = tl.load(sizes + 2 * image), tl.load(sizes + 2 * image + 1)
     fg = tl.zeros((BLOCK,), tl.float32)
-    for box in range(tl.load(offsets + image), tl.load(offsets + image + 1)):
-        fg = tl.maximum(fg, box_weight(boxes, box, h, w, height.to(tl.float32), width.to(tl.float32), x, y))
+    if GIVEN:
+        fg = tl.load(given + image_start(pixels_before, pixels, level, image) + p, mask=exists, other=0.0)
+    else:
+        x, y = (p % width).to(tl.float32), (p // width).to(tl.float32)
+        h, w = tl.load(sizes + 2 * image), tl.load(sizes + 2 * image + 1)
+        for box in range(tl.load(offsets + image), tl.load(offsets + image + 1)):
+            fg = tl.maximum(fg, box_weight(boxes, box, h, w, height.to(tl.float32), width.to(tl.float32), x, y))
     tl.store(mask + image_start(mask_before, mask_size, level, image) + p, fg, mask=exists)
     tl.store(outside + tl.program_id(0), tl.sum((exists & (fg == 0)).to(tl.int32), axis=0))

@@ -6,20 +6,20 @@ import triton
 import triton.language as tl
 
 from ..layout import STAT_CONTEXT_S, STAT_CONTEXT_T
-from .backward_tile import channel_factors, context_mean, key_factor, pixel_factors, store_key_numbers, student_grad
-from .chunks import accumulate
-from .tile import (
-    load_tile,
-    over_channels,
-    over_pixels,
-    pixel_index,
-    pixel_mask,
-    second_offset,
-    sum_groups,
-    sum_part,
-    tile_mask,
-    tile_offset,
+from .backward_tile import (
+    channel_factors,
+    context_logits,
+    context_mean,
+    key_factors,
+    no_logits,
+    pixel_factors,
+    store_grad,
+    store_key_numbers,
+    weighted_sum,
 )
+from .chunks import accumulate
+from .forward_blocks import add_logits
+from .tile import load_tile, second_offsets, sum_groups, tile_offsets, tile_pixels
 
 
 @triton.jit
@@ -49,6 +49,7 @@ def chunk_in_blocks(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PART: tl.constexpr,
+    SLABS: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
@@ -58,42 +59,51 @@ def chunk_in_blocks(
         mean_s = context_mean(context_s, stats + STAT_CONTEXT_S * channels, channels, BLOCK_C)
         mean_t = context_mean(context_t, stats + STAT_CONTEXT_T * channels, channels, BLOCK_C)
     totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
-    for first in range(begin, end, GROUPS * PART):
-        p = pixel_index(first, LAYOUT, GROUPS, PART)
-        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
-        u_s, u_t = tl.zeros(p.shape, tl.float32), tl.zeros(p.shape, tl.float32)
+    for first in range(begin, end, GROUPS * PART * SLABS):
+        p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
+        u = no_logits(p[0], SLABS)
         if GC:
             for channel_block in range(0, channels, BLOCK_C):
                 c = channel_block + tl.arange(0, BLOCK_C)
-                at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+                at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
                 s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-                t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+                t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
                 t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
                 grad_s = tl.load(context_s + c, mask=c < channels, other=0.0)
                 grad_t = tl.load(context_t + c, mask=c < channels, other=0.0)
-                u_s += tl.sum(s * over_pixels(grad_s, LAYOUT), LAYOUT)
-                u_t += tl.sum(t * over_pixels(grad_t, LAYOUT), LAYOUT)
-        pixel = pixel_factors(maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT, ALIGN, GC)
-        rest_s, rest_t = 0.0, 0.0
+                u = add_logits(u, context_logits(s, t, grad_s, grad_t, LAYOUT))
+        pixel = pixel_factors(maps, p, exists, pixels, g, u, mean_s, mean_t, LAYOUT, ALIGN, GC)
+        rest_s, rest_t = (), ()
         if KEYS:
-            rest_s, total_s, peak_s = key_factor(pixel[2], pixel[3], p, totals[0], peaks[0], LAYOUT)
-            rest_t, total_t, peak_t = key_factor(pixel[5], pixel[4], p, totals[1], peaks[1], LAYOUT)
-            totals, peaks = (total_s, total_t), (peak_s, peak_t)
+            rest_s, rest_t, totals, peaks = key_factors(pixel, p, totals, peaks)
         for channel_block in range(0, channels, BLOCK_C):
             c = channel_block + tl.arange(0, BLOCK_C)
-            at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+            at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
             s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-            t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
             t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             if STUDENT:
                 channel = channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC)
-                grad = student_grad(s, t, channel, pixel, 2.0 * g[3], LAYOUT, GC)
-                mask = tile_mask(c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-                offset = second_offset(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
-                tl.store(student_grad_at + offset, grad.to(student_grad_at.dtype.element_ty), mask=mask)
+                offsets = second_offsets(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+                store_grad(
+                    student_grad_at,
+                    offsets,
+                    s,
+                    t,
+                    channel,
+                    pixel,
+                    g,
+                    c,
+                    exists,
+                    channels,
+                    LAYOUT,
+                    ALIGN,
+                    GC,
+                    ALL_CHANNELS,
+                )
             if KEYS:
-                part_s = sum_groups(sum_part(s * over_channels(rest_s, LAYOUT), LAYOUT), LAYOUT)
-                part_t = sum_groups(sum_part(t * over_channels(rest_t, LAYOUT), LAYOUT), LAYOUT)
+                part_s = sum_groups(weighted_sum(s, rest_s, LAYOUT), LAYOUT)
+                part_t = sum_groups(weighted_sum(t, rest_t, LAYOUT), LAYOUT)
                 accumulate(partial + c, part_s, c < channels, first - begin)
                 accumulate(partial + channels + c, part_t, c < channels, first - begin)
         if KEYS:

@@ -16,7 +16,7 @@ from ..layout import (
     STAT_SHIFT,
 )
 from .chunks import sign
-from .tile import column_maximum, column_sum, map_index, over_channels, over_pixels
+from .tile import map_index, over_channels, over_pixels, slab_mask, sum_part
 
 
 @triton.jit
@@ -35,27 +35,49 @@ def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.c
 
 
 @triton.jit
-def pixel_factors(
-    maps, p, exists, pixels, g, u_s, u_t, mean_s, mean_t, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, GC: tl.constexpr
-):
-    """The feature loss's factor of d·A^C_t, g_at·h_S, and of the global term q_s, f_s, f_t, q_t: per pixel."""
-    focal = tl.load(maps + map_index(MAP_FOCAL, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-    feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
-    signed = g[2] * tl.load(maps + map_index(MAP_ATTENTION, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-    if GC:
-        q_s = tl.load(maps + map_index(MAP_CONTEXT_S, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        q_t = tl.load(maps + map_index(MAP_CONTEXT_T, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        f_s = q_s * (u_s - mean_s)
-        # A pixel with all of the weight is ctx, its u is ū: what is left of u - ū is rounding. NaN stays.
-        f_s = tl.where(q_s == 1.0, f_s - f_s, f_s)
-        return feature, signed, q_s, f_s, q_t * (u_t - mean_t), q_t
-    else:
-        return feature, signed
+def no_logits(like, SLABS: tl.constexpr):
+    """u before anything was added to it."""
+    nothing = tl.zeros(like.shape, tl.float32)
+    return ((nothing, nothing),) * SLABS
 
 
 @triton.jit
-def student_grad(s, t, channel, pixel, direct, LAYOUT: tl.constexpr, GC: tl.constexpr):
-    """∂L/∂s of a tile; `direct`: 2·g_gl."""
+def context_logits(s, t, grad_s, grad_t, LAYOUT: tl.constexpr):
+    """u_s, u_t of a tile's pixels, slab by slab."""
+    found = ()
+    for slab in tl.static_range(len(s)):
+        u_s = tl.sum(s[slab] * over_pixels(grad_s, LAYOUT), LAYOUT)
+        u_t = tl.sum(t[slab] * over_pixels(grad_t, LAYOUT), LAYOUT)
+        found = found + ((u_s, u_t),)  # noqa: RUF005 - Triton knows no * in a tuple
+    return found
+
+
+@triton.jit
+def pixel_factors(
+    maps, p, exists, pixels, g, u, mean_s, mean_t, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, GC: tl.constexpr
+):
+    """The feature loss's factor of d·A^C_t, g_at·h_S, and of the global term q_s, f_s, f_t, q_t: per pixel, by slab."""
+    found = ()
+    for slab in tl.static_range(len(p)):
+        at, mask = p[slab], exists[slab]
+        focal = tl.load(maps + map_index(MAP_FOCAL, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+        feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
+        signed = g[2] * tl.load(maps + map_index(MAP_ATTENTION, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+        if GC:
+            q_s = tl.load(maps + map_index(MAP_CONTEXT_S, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+            q_t = tl.load(maps + map_index(MAP_CONTEXT_T, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+            f_s, f_t = q_s * (u[slab][0] - mean_s), q_t * (u[slab][1] - mean_t)
+            # A pixel with all of the weight is ctx, its u is ū: what is left of u - ū is rounding. NaN stays.
+            f_s = tl.where(q_s == 1.0, f_s - f_s, f_s)
+            found = found + ((feature, signed, q_s, f_s, f_t, q_t),)  # noqa: RUF005
+        else:
+            found = found + ((feature, signed),)  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def slab_grad(s, t, channel, pixel, direct, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """∂L/∂s of a slab; `direct`: 2·g_gl."""
     d = s - t
     feature = over_pixels(channel[0], LAYOUT) * over_channels(pixel[0], LAYOUT)
     attention = sign(s) * (over_channels(pixel[1], LAYOUT) + over_pixels(channel[1], LAYOUT))
@@ -68,15 +90,61 @@ def student_grad(s, t, channel, pixel, direct, LAYOUT: tl.constexpr, GC: tl.cons
 
 
 @triton.jit
-def key_factor(q, f, p, total, peak, LAYOUT: tl.constexpr):
-    """f without the peak's; Σ of that and the peak's index + 1 (0: none so far), on by a tile: both [G].
+def store_grad(
+    base,
+    offsets,
+    s,
+    t,
+    channel,
+    pixel,
+    g,
+    c,
+    exists,
+    channels,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    GC: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+):
+    """∂L/∂s of a tile, to memory."""
+    for slab in tl.static_range(len(s)):
+        grad = slab_grad(s[slab], t[slab], channel, pixel[slab], 2.0 * g[3], LAYOUT, GC)
+        mask = slab_mask(c, exists[slab], channels, LAYOUT, ALIGN, ALL_CHANNELS)
+        tl.store(base + offsets[slab], grad.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def key_factor(q, f, p, total, peak):
+    """f without the peak's; Σ of that and the peak's index + 1 (0: none so far), on by a slab: both [G].
 
     Where f is not finite, neither is what is left of it.
     """
     is_peak = q > 0.75
     rest = tl.where(is_peak, f - f, f)
-    total += column_sum(rest, LAYOUT)
-    return rest, total, tl.maximum(peak, column_maximum(tl.where(is_peak, p + 1, 0), LAYOUT))
+    total += tl.sum(rest, axis=1)
+    return rest, total, tl.maximum(peak, tl.max(tl.where(is_peak, p + 1, 0), axis=1))
+
+
+@triton.jit
+def key_factors(pixel, p, totals, peaks):
+    """key_factor of both nets, of all slabs: the student's, the teacher's, totals, peaks."""
+    rests_s, rests_t = (), ()
+    for slab in tl.static_range(len(p)):
+        _, _, q_s, f_s, f_t, q_t = pixel[slab]
+        rest_s, total_s, peak_s = key_factor(q_s, f_s, p[slab], totals[0], peaks[0])
+        rest_t, total_t, peak_t = key_factor(q_t, f_t, p[slab], totals[1], peaks[1])
+        rests_s, rests_t = rests_s + (rest_s,), rests_t + (rest_t,)  # noqa: RUF005
+        totals, peaks = (total_s, total_t), (peak_s, peak_t)
+    return rests_s, rests_t, totals, peaks
+
+
+@triton.jit
+def weighted_sum(x, factors, LAYOUT: tl.constexpr):
+    """Σ over V and slabs of features times a factor of their pixel."""
+    total = sum_part(x[0] * over_channels(factors[0], LAYOUT))
+    for slab in tl.static_range(1, len(x)):
+        total += sum_part(x[slab] * over_channels(factors[slab], LAYOUT))
+    return total
 
 
 @triton.jit

@@ -8,17 +8,26 @@ import triton
 import triton.language as tl
 
 from ..layout import SUMS
-from .forward_tile import add_tile, logits, softmax_steps, store_logits, store_softmaxes
+from .forward_tile import add_each, add_tile, load_mask, logits, softmax_steps, store_logits, store_softmaxes
 from .levels import LOWEST
-from .tile import load_tile, map_index, pixel_index, pixel_mask, second_offset, sum_groups, tile_offset, zero_sums
+from .tile import load_tile, second_offsets, sum_groups, tile_offsets, tile_pixels, zero_sums
 
 
 @triton.jit
 def add_logits(z, more):
     found = ()
-    for i in tl.static_range(len(z)):
-        found = found + (z[i] + more[i],)  # noqa: RUF005 - Triton knows no * in a tuple
+    for slab in tl.static_range(len(z)):
+        found = found + (add_each(z[slab], more[slab]),)  # noqa: RUF005 - Triton knows no * in a tuple
     return found
+
+
+@triton.jit
+def no_logits(like, GC: tl.constexpr, SLABS: tl.constexpr):
+    nothing = tl.zeros(like.shape, tl.float32)
+    if GC:
+        return ((nothing,) * 4,) * SLABS
+    else:
+        return ((nothing,) * 2,) * SLABS
 
 
 @triton.jit
@@ -62,6 +71,7 @@ def chunk_in_blocks(
     BLOCK_C: tl.constexpr,
     GROUPS: tl.constexpr,
     PART: tl.constexpr,
+    SLABS: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
@@ -70,29 +80,25 @@ def chunk_in_blocks(
     maxima, normalisers, zeros = (none + LOWEST,) * 2, (none,) * 2, (zero,) * 6
     if GC:
         maxima, normalisers, zeros = (none + LOWEST,) * 4, (none,) * 4, (zero,) * 8
-    for first in range(begin, end, GROUPS * PART):
-        p = pixel_index(first, LAYOUT, GROUPS, PART)
-        exists = pixel_mask(first, pixels, LAYOUT, GROUPS, PART)
-        nothing = tl.zeros(p.shape, tl.float32)
-        z = (nothing,) * 2
-        if GC:
-            z = (nothing,) * 4
+    for first in range(begin, end, GROUPS * PART * SLABS):
+        p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
+        z = no_logits(p[0], GC, SLABS)
         for channel_block in range(0, channels, BLOCK_C):
             c = channel_block + tl.arange(0, BLOCK_C)
-            at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+            at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
             s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-            t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
             t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             wk_s, wk_t = load_key(key_s, c, channels, GC), load_key(key_t, c, channels, GC)
             z = add_logits(z, logits(s, t, wk_s, wk_t, LAYOUT, GC))
         store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
-        fg = tl.load(mask + map_index(0, pixels, p, LAYOUT, ALIGN), mask=exists, other=0.0)
-        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT, GC, True)
+        fg = load_mask(mask, p, exists, pixels, LAYOUT, ALIGN)
+        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, GC, True)
         for channel_block in range(0, channels, BLOCK_C):
             c = channel_block + tl.arange(0, BLOCK_C)
-            at = tile_offset(s_row, c, p, LAYOUT, ALIGN, WIDE)
+            at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
             s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-            t_at = second_offset(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+            t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
             t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
             sums = add_tile(s, t, fg, e, shrink, zeros, LAYOUT, GC)
             for i in tl.static_range(len(sums)):

@@ -8,86 +8,119 @@ import triton
 import triton.language as tl
 
 from .levels import LOG2E, LOWEST
-from .tile import (
-    column_maximum,
-    column_sum,
-    group_factor,
-    map_index,
-    over_channels,
-    over_pixels,
-    per_group,
-    sum_groups,
-    sum_part,
-)
+from .tile import group_factor, map_index, over_channels, over_pixels, sum_groups, sum_part
 
 
 @triton.jit
 def logits(s, t, key_s, key_t, LAYOUT: tl.constexpr, GC: tl.constexpr):
     """zt, zs, ks, kt of a tile's pixels, without their factors: those come when a maximum has been subtracted."""
-    zt, zs = tl.sum(tl.abs(t), LAYOUT), tl.sum(tl.abs(s), LAYOUT)
-    if GC:
-        ks = tl.sum(s * over_pixels(key_s, LAYOUT), LAYOUT)
-        kt = tl.sum(t * over_pixels(key_t, LAYOUT), LAYOUT)
-        return zt, zs, ks, kt
-    else:
-        return zt, zs
+    found = ()
+    for slab in tl.static_range(len(s)):
+        zt, zs = tl.sum(tl.abs(t[slab]), LAYOUT), tl.sum(tl.abs(s[slab]), LAYOUT)
+        if GC:
+            ks = tl.sum(s[slab] * over_pixels(key_s, LAYOUT), LAYOUT)
+            kt = tl.sum(t[slab] * over_pixels(key_t, LAYOUT), LAYOUT)
+            found = found + ((zt, zs, ks, kt),)  # noqa: RUF005 - Triton knows no * in a tuple
+        else:
+            found = found + ((zt, zs),)  # noqa: RUF005
+    return found
 
 
 @triton.jit
 def store_logits(maps, z, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
-    for i in tl.static_range(len(z)):
-        tl.store(maps + map_index(i, pixels, p, LAYOUT, ALIGN), z[i], mask=exists)
+    for slab in tl.static_range(len(z)):
+        for i in tl.static_range(len(z[slab])):
+            tl.store(maps + map_index(i, pixels, p[slab], LAYOUT, ALIGN), z[slab][i], mask=exists[slab])
 
 
 @triton.jit
-def softmax_step(z, scale, exists, maximum, normaliser, LAYOUT: tl.constexpr, COMMON: tl.constexpr):
-    """One softmax, on by a tile: exp2((z - new maximum)·scale), what the older sums shrink by, new maximum and
+def load_mask(mask, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """fg of a tile's pixels."""
+    found = ()
+    for slab in tl.static_range(len(p)):
+        fg = tl.load(mask + map_index(0, pixels, p[slab], LAYOUT, ALIGN), mask=exists[slab], other=0.0)
+        found = found + (fg,)  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum, normaliser, COMMON: tl.constexpr):
+    """One of the softmaxes, on by a tile: exp2((z - new maximum)·scale), what the older sums shrink by, new maximum and
     normaliser.
 
     Each group of pixels has its own maximum, which costs no exchange between threads, or all have one (COMMON).
     """
-    new = column_maximum(tl.where(exists, z, LOWEST), LAYOUT)
+    new = tl.max(tl.where(exists[0], z[0][INDEX], LOWEST), axis=1)
+    for slab in tl.static_range(1, len(z)):
+        new = tl.maximum(new, tl.max(tl.where(exists[slab], z[slab][INDEX], LOWEST), axis=1))
     if COMMON:
         new = tl.max(new, axis=0)
     new = tl.maximum(maximum, new)
-    e = tl.where(exists, tl.exp2((z - per_group(new, LAYOUT)) * scale), 0.0)
     shrink = tl.exp2((maximum - new) * scale)
-    return e, shrink, new, normaliser * shrink + column_sum(e, LAYOUT)
+    normaliser = normaliser * shrink
+    found = ()
+    for slab in tl.static_range(len(z)):
+        e = tl.where(exists[slab], tl.exp2((z[slab][INDEX] - new[:, None]) * scale), 0.0)
+        normaliser += tl.sum(e, axis=1)
+        found = found + (e,)  # noqa: RUF005
+    return found, shrink, new, normaliser
 
 
 @triton.jit
-def softmax_steps(z, scale, exists, maxima, normalisers, LAYOUT: tl.constexpr, GC: tl.constexpr, COMMON: tl.constexpr):
+def softmax_steps(z, scale, exists, maxima, normalisers, GC: tl.constexpr, COMMON: tl.constexpr):
     """All of a tile's softmaxes; `scale`: log2(e)/(C·T), for exp2 is the hardware's exponential.
 
     No sum over channels is weighted with the second one, the student's attention.
     """
-    et, rt, mt, nt = softmax_step(z[0], scale, exists, maxima[0], normalisers[0], LAYOUT, COMMON)
-    _, _, ms, ns = softmax_step(z[1], scale, exists, maxima[1], normalisers[1], LAYOUT, COMMON)
+    et, rt, mt, nt = softmax_step(z, 0, scale, exists, maxima[0], normalisers[0], COMMON)
+    _, _, ms, ns = softmax_step(z, 1, scale, exists, maxima[1], normalisers[1], COMMON)
     if GC:
-        eks, rks, mks, nks = softmax_step(z[2], LOG2E, exists, maxima[2], normalisers[2], LAYOUT, COMMON)
-        ekt, rkt, mkt, nkt = softmax_step(z[3], LOG2E, exists, maxima[3], normalisers[3], LAYOUT, COMMON)
+        eks, rks, mks, nks = softmax_step(z, 2, LOG2E, exists, maxima[2], normalisers[2], COMMON)
+        ekt, rkt, mkt, nkt = softmax_step(z, 3, LOG2E, exists, maxima[3], normalisers[3], COMMON)
         return (et, eks, ekt), (rt, rks, rkt), (mt, ms, mks, mkt), (nt, ns, nks, nkt)
     else:
         return (et,), (rt,), (mt, ms), (nt, ns)
 
 
 @triton.jit
-def add_tile(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
-    """The sums over pixels, on by a tile: old sums with an exponential shrink as its maximum grows."""
-    ef, eb = over_channels(e[0] * fg, LAYOUT), over_channels(tl.where(fg > 0, 0.0, e[0]), LAYOUT)
+def slab_sums(s, t, fg, e, SLAB: tl.constexpr, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """The sums over a slab's V."""
+    et = e[0][SLAB]
+    ef, eb = over_channels(et * fg, LAYOUT), over_channels(tl.where(fg > 0, 0.0, et), LAYOUT)
     d = s - t
     d2 = d * d
-    rt = group_factor(shrink[0], LAYOUT)
-    qf = sums[0] * rt + sum_part(d2 * ef, LAYOUT)
-    qb = sums[1] * rt + sum_part(d2 * eb, LAYOUT)
-    sd, sd2 = sums[2] + sum_part(d, LAYOUT), sums[3] + sum_part(d2, LAYOUT)
-    ss, st = sums[4] + sum_part(tl.abs(s), LAYOUT), sums[5] + sum_part(tl.abs(t), LAYOUT)
+    first = sum_part(d2 * ef), sum_part(d2 * eb), sum_part(d), sum_part(d2), sum_part(tl.abs(s)), sum_part(tl.abs(t))
     if GC:
-        cs = sums[6] * group_factor(shrink[1], LAYOUT) + sum_part(s * over_channels(e[1], LAYOUT), LAYOUT)
-        ct = sums[7] * group_factor(shrink[2], LAYOUT) + sum_part(t * over_channels(e[2], LAYOUT), LAYOUT)
-        return qf, qb, sd, sd2, ss, st, cs, ct
+        cs, ct = sum_part(s * over_channels(e[1][SLAB], LAYOUT)), sum_part(t * over_channels(e[2][SLAB], LAYOUT))
+        return first + (cs, ct)  # noqa: RUF005
     else:
-        return qf, qb, sd, sd2, ss, st
+        return first
+
+
+@triton.jit
+def add_tile(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """The sums over pixels, on by a tile: old sums with an exponential shrink as its maximum grows."""
+    part = slab_sums(s[0], t[0], fg[0], e, 0, LAYOUT, GC)
+    for slab in tl.static_range(1, len(s)):
+        part = add_each(part, slab_sums(s[slab], t[slab], fg[slab], e, slab, LAYOUT, GC))
+    rt = group_factor(shrink[0], LAYOUT)
+    qf, qb = sums[0] * rt + part[0], sums[1] * rt + part[1]
+    found = (qf, qb, sums[2] + part[2], sums[3] + part[3], sums[4] + part[4], sums[5] + part[5])
+    if GC:
+        cs = sums[6] * group_factor(shrink[1], LAYOUT) + part[6]
+        ct = sums[7] * group_factor(shrink[2], LAYOUT) + part[7]
+        return found + (cs, ct)  # noqa: RUF005
+    else:
+        return found
+
+
+@triton.jit
+def add_each(one, other):
+    """Sums of the entries of two tuples."""
+    found = ()
+    for i in tl.static_range(len(one)):
+        found = found + (one[i] + other[i],)  # noqa: RUF005
+    return found
 
 
 @triton.jit

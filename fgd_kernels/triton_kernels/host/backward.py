@@ -201,6 +201,7 @@ def pass_over_features(
         BLOCK_C=tile.block_c,
         GROUPS=tile.groups,
         PARTS=tile.parts,
+        SLABS=tile.slabs,
         CHUNK=tile.chunk,
         ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
         WIDE=layouts.wide,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...errors import FGDTypeError
 from ..finish import finish
 from ..forward_pass import forward_pass
 from ..gc_added import gc_added
@@ -47,8 +46,6 @@ def forward(
     foreground: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """fg, bg, attention, global, terms, maps, stats: seven launches, five without GcBlocks."""
-    if foreground is not None:
-        raise FGDTypeError("foreground: the Triton kernels take boxes alone, got maps; ask for backend='reference'")
     p = Pyramid.of(student, teacher, bool(gc_block))
     maps = sizes.new_empty(4 * p.images * sum(p.pixels))
     stats = sizes.new_empty(6 * p.images * sum(p.channels))
@@ -57,7 +54,7 @@ def forward(
     with on_device_of(sizes):
         gc = GcBlocks.of(gc_block) if gc_block else None
         keys = (gc.keys[::2], gc.keys[1::2]) if gc else (student, student)
-        fg, outside = rasterise(p, boxes, offsets, sizes)
+        fg, outside = rasterise(p, boxes, offsets, sizes, foreground)
         partials = pass_over_features(p, student, teacher, keys, spatial, fg, maps)
         sums, distances = merge_chunks(p, spatial, partials, maps)
         terms = finish_images(p, (spatial, channel), sums, distances, partials, fg, outside, maps, stats)
@@ -67,8 +64,10 @@ def forward(
         return (*sum_terms(p, weights, terms, shifted, grid), maps, stats)
 
 
-def rasterise(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """fg, and the pixels outside all boxes of every block of pixels."""
+def rasterise(
+    p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor, given: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """fg, of boxes or as it is given, and the background pixels of every block of pixels."""
     grid = p.blocks
     mask = scratch(sizes, p.images * sum(p.mask_size))
     outside = scratch(sizes, grid.total, torch.int32)
@@ -76,6 +75,7 @@ def rasterise(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tupl
         boxes=boxes,
         offsets=offsets,
         sizes=sizes,
+        given=mask if given is None else given,
         mask=mask,
         outside=outside,
         first=encoded(grid.first),
@@ -83,8 +83,10 @@ def rasterise(p: Pyramid, boxes: Tensor, offsets: Tensor, sizes: Tensor) -> tupl
         heights=encoded(p.heights),
         widths=encoded(p.widths),
         pixels=encoded(p.pixels),
+        pixels_before=encoded(p.pixels_before),
         mask_size=encoded(p.mask_size),
         mask_before=encoded(p.mask_before),
+        GIVEN=given is not None,
         BLOCK=PIXEL_BLOCK,
         num_warps=4,
         enable_fp_fusion=False,
@@ -133,6 +135,7 @@ def pass_over_features(
         BLOCK_C=tile.block_c,
         GROUPS=tile.groups,
         PARTS=tile.parts,
+        SLABS=tile.slabs,
         CHUNK=tile.chunk,
         ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
         WIDE=layouts.wide,

@@ -118,6 +118,9 @@ class Pyramid:
             if s.shape[2] * s.shape[3] >= MAX_PIXELS:
                 raise FGDValueError(f"student[{level}]: expected fewer than 2^29 pixels, got shape {tuple(s.shape)}")
         size = max(students[0].element_size(), teachers[0].element_size())
+        gpu = tile_sizes.gpu_of(students[0].device)
+        if Layouts.of((students, teachers), 16 // size).wide:  # addresses take twice the registers
+            gpu = gpu._replace(short_of_registers=True)
         channels = tuple(s.shape[1] for s in students)
         return cls(
             images=students[0].shape[0],
@@ -125,7 +128,7 @@ class Pyramid:
             heights=tuple(s.shape[2] for s in students),
             widths=tuple(s.shape[3] for s in students),
             gc=gc,
-            tile=tile_sizes.tile_for(max(channels), size, tile_sizes.gpu_of(students[0].device)),
+            tile=tile_sizes.tile_for(max(channels), size, gpu),
         )
 
 

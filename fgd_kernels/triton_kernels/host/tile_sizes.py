@@ -23,7 +23,8 @@ class Tile(NamedTuple):
 
     block_c: int  # channels of a tile, a power of two
     groups: tuple[int, ...]  # of each kind: groups of pixels in a tile
-    parts: tuple[int, ...]  # of each kind: V, the pixels of a group, which one thread holds
+    parts: tuple[int, ...]  # of each kind: V, the pixels of a group, one load of a thread
+    slabs: tuple[int, ...]  # of each kind: pieces of a tile
     warps: int
     chunk: int  # pixels of a program, a multiple of a tile's
     align: int  # elements of a 128-bit load
@@ -31,8 +32,10 @@ class Tile(NamedTuple):
 
 
 #         channels up to: pixels, warps
-_TABLE = {16: (64, 4), 32: (64, 4), 64: (64, 4), 128: (32, 4), 256: (16, 4), 512: (16, 8)}
+_TABLE = {16: (64, 4), 32: (64, 4), 64: (32, 4), 128: (16, 4), 256: (16, 4), 512: (16, 8)}
 _CHANNEL_BLOCK = 256
+_ROW = 16  # pixels of a slab in NCHW: whole sectors of 16 bits, few sums; more where threads would be left without
+_ODD_SLABS = 2  # single loads take an address each, and addresses take registers: half a tile
 _CHUNK = {4: 384, 2: 512}  # by element size: partial sums are 8 numbers a chunk and channel, 2 or 3 % of a map
 
 
@@ -43,13 +46,14 @@ def tile_for(channels: int, element_size: int, gpu: "Gpu") -> Tile:
     pixels, warps = _TABLE[block_c]
     warps = 2 * warps if gpu.short_of_registers or not fits else warps
     align = 16 // element_size
-    parts = (align, 4, *_parts_of_channels_last(block_c, pixels, gpu.warp_size * warps, align))
-    groups = (*(pixels // part for part in parts[:3]), pixels // 4 // parts[3])
-    return Tile(block_c, groups, parts, warps, _CHUNK[element_size], align, not fits)
+    row = min(pixels, max(_ROW, gpu.warp_size * warps * align // block_c))
+    slabs = (pixels // row, _ODD_SLABS, *_slabs_of_channels_last(block_c, pixels, gpu.warp_size * warps, align))
+    groups = (row // align, pixels // 4, pixels // slabs[2], pixels // 4 // slabs[3])
+    return Tile(block_c, groups, (align, 1, 1, 1), slabs, warps, _CHUNK[element_size], align, not fits)
 
 
-def _parts_of_channels_last(block_c: int, pixels: int, threads: int, align: int) -> tuple[int, int]:
-    """V of both kinds of channels_last, such that a thread has one group of pixels, and the eight sums of that alone.
+def _slabs_of_channels_last(block_c: int, pixels: int, threads: int, align: int) -> tuple[int, int]:
+    """Slabs of both kinds of channels_last, such that a thread has one group of pixels, and eight sums of that alone.
 
     Threads are dealt out along the channels first. Where each has a load of `align` of them, the rest of what it holds
     are pixels. Single loads take an address each, and addresses take registers: a tile has a quarter of the pixels.

@@ -31,6 +31,8 @@ def cases() -> list[Case]:
         Case("blocks of channels", ((520, 3, 9),), (2,), loss=BALANCED),
         Case("blocks of channels, channels_last", ((600, 5, 4),), (2,), channels_last=True, loss=BALANCED),
         Case("blocks of channels, no GcBlock gradient", ((768, 4, 4),), (1,), frozen=True, loss=BALANCED),
+        Case("maps, several chunks", ((16, 23, 41), (16, 3, 5)), (1, 1), loss=BALANCED, maps=True),
+        Case("maps, bfloat16", SMALL, (1, 1), torch.bfloat16, torch.bfloat16, True, loss=BALANCED, maps=True),
     ]
     standard = [case for case in standard_cases() if case.student_dtype != torch.float64]
     small = [dataclasses.replace(case, levels=SMALL) if case.levels == PYRAMID else case for case in standard]
@@ -91,7 +93,8 @@ def test_masks_are_bit_equal_to_the_reference():
     boxes[1][0, 1], boxes[1][1, 2], boxes[1][2, 0] = math.nan, math.inf, -math.inf
     levels, sizes = ((7, 13), (5, 9), (1, 1)), torch.tensor([[104.0, 136.0], [99.0, 131.0]])
     offsets = torch.tensor([0, 9, 18], dtype=torch.int32)
-    pyramid = Pyramid.of([torch.zeros(2, 3, *size) for size in levels], [torch.zeros(1)], False)
+    features = [torch.zeros(2, 3, *size) for size in levels]
+    pyramid = Pyramid.of(features, features, False)
     mask, outside = forward.rasterise(pyramid, torch.cat(boxes), offsets, sizes)
     expected = [fgd.reference.foreground_mask(torch.cat(boxes), offsets, sizes, *size) for size in levels]
     for fg, start, size in zip(expected, pyramid.mask_before, pyramid.mask_size, strict=True):

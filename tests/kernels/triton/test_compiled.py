@@ -3,8 +3,6 @@
 Everything here works without a GPU. The kernels are compiled from the arguments that the launchers pass.
 """
 
-import dataclasses
-import functools
 import os
 import subprocess
 import sys
@@ -19,77 +17,51 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
-from devtools.offline import triton_build, triton_device
+from devtools.offline import triton_build, triton_device, triton_spills
 from devtools.offline.kernel_names import KERNELS
-from fgd_kernels.triton_kernels.host import pyramid
 
-LAYOUTS = ("contiguous", "channels_last")
-KINDS = [*zip(("float32", "bfloat16"), LAYOUTS, strict=True), *zip(("bfloat16", "float32"), LAYOUTS, strict=True)]
-GATES = [
-    (target, *kind) for target in triton_build.TARGETS for kind in KINDS[: 4 if target in ("80", "90", "100") else 2]
-]
+KINDS = triton_spills.kinds()
 GOALS = {"forward_pass": 68, "backward_pass": 102}  # thread instructions for every pair of features
 
+# A choice of what `python -m devtools.offline.triton_spills` compiles, which is every kind for every target: each
+# target has both layouts and both sizes of elements, and each body of the passes is compiled for some target.
+LOADS = [
+    *[(target, kind) for target in ("75", "90", "gfx942") for kind in ("float32, NCHW", "bfloat16, channels_last")],
+    *[(target, kind) for target in ("80", "100", "120") for kind in ("bfloat16, NCHW", "float32, channels_last")],
+    ("gfx1100", "bfloat16, NCHW"),
+]
+OTHERS = [
+    ("75", "bfloat16, channels_last, 62 channels"),
+    ("80", "float32, NCHW, offsets of 64 bits"),
+    ("80", "bfloat16, NCHW, pointers not aligned"),
+    ("80", "float32, NCHW, sliced"),
+    ("80", "float32, channels_last, 250 channels"),
+    ("90", "bfloat16, NCHW, no GcBlocks"),
+    ("90", "float32 and bfloat16, channels_last"),
+    ("120", "bfloat16, NCHW, 520 channels"),
+    ("gfx1100", "float32, channels_last, 512 channels"),
+    ("100", "every kernel, 1024 channels"),
+    ("gfx942", "every kernel, 1024 channels"),
+]
 
-@functools.cache
-def rows(target: str, features: str, layout: str) -> list[dict]:
-    return triton_build.report([target], [features], [layout], channels=256, every_kernel=False)
 
-
-@pytest.mark.parametrize("target, features, layout", GATES)
-def test_no_spills_and_wide_loads(target, features, layout):
-    for row in rows(target, features, layout):
+@pytest.mark.parametrize("target, kind", LOADS)
+def test_no_spills_and_wide_loads(target, kind):
+    features, elements = KINDS[kind].arguments["student_dtype"], 2 * 16 * 256
+    for row in KINDS[kind].compiled(target, disassemble=True):
         assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
         threads = row["warps"] * triton_build.TARGETS[target].warp_size
-        memory = 2 * 16 * 256 * getattr(torch, features).itemsize
         wide = sum(count for width, count in row["loads"].items() if "128" in width or "x4" in width)
-        assert wide >= memory // (16 * threads), row
+        assert wide >= elements * features.itemsize // (16 * threads), row
         assert row["shared"] <= 48 * 1024, row
 
 
-def variants() -> dict[str, dict]:
-    """What else a user's tensors make the compilers see, each more than a change of sizes: arguments of `launches`."""
-    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
-    last = {"channels_last": True}
-    found = {f"float16, {'channels_last' if on else 'NCHW'}": {"channels_last": on} for on in (False, True)}
-    found = {name: kind | {"student_dtype": f16} for name, kind in found.items()}
-    found["float32 and bfloat16"] = {"student_dtype": f32, "teacher_dtype": bf16}
-    found["bfloat16 and float32, channels_last"] = {"student_dtype": bf16, "teacher_dtype": f32} | last
-    for dtype, name in ((f32, "float32"), (bf16, "bfloat16")):
-        kind = {"student_dtype": dtype}
-        found |= {f"{name}, {c} channels": kind | {"channels": c} for c in (48, 250, 520)}
-        for c in (16, 62, 248, 250, 300, 512, 1024):
-            found[f"{name}, {c} channels, channels_last"] = kind | last | {"channels": c}
-        found[f"{name}, sliced"] = kind | {"sliced": True}
-        found[f"{name}, channels_last, sliced"] = kind | last | {"sliced": True}
-        found[f"{name}, no GcBlocks"] = kind | {"gc": False}
-    return found
-
-
-@pytest.mark.parametrize("target", triton_build.TARGETS)
-def test_every_kernel_compiles_without_spills(target):
-    rows = triton_build.report([target], ["float32"], ["contiguous"], channels=1024, every_kernel=True)
-    assert len(rows) == 11
+@pytest.mark.parametrize("target, kind", OTHERS)
+def test_no_spills_of_other_kinds(target, kind):
+    rows = KINDS[kind].compiled(target)
+    assert len(rows) == (11 if KINDS[kind].every_kernel else 2)
     for row in rows:
-        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
-
-
-@pytest.mark.parametrize("variant", variants())
-def test_no_spills_of_other_variants(variant):
-    for row in triton_build.passes(triton_build.launches(**variants()[variant], target="80"), "80"):
-        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("features", [torch.float32, torch.bfloat16])
-def test_no_spills_without_alignment_or_with_wide_offsets(features, channels_last, monkeypatch):
-    """No pointer is known to be a multiple of 16 bytes; images of 2^31 elements."""
-    launches = functools.partial(triton_build.launches, features, channels_last=channels_last, target="80")
-    of = pyramid.Layouts.of
-    found = triton_build.passes(launches(), "80", aligned=False)
-    monkeypatch.setattr(pyramid.Layouts, "of", lambda *args: dataclasses.replace(of(*args), wide=True))
-    for row in found + triton_build.passes(launches(), "80"):
-        assert (row["spilled"], row["spill_instructions"]) == (0, 0), row
+        assert row["spilled"] == 0, row
 
 
 @pytest.fixture
