@@ -61,8 +61,8 @@ struct Pixels {
 };
 
 static Pixels pixels_of(const Pyramid& p, const ChunkTask& task) {
-  const int first = task.chunk * kMaxChunkPixels;
-  return {task.level, task.image, first, std::min(kMaxChunkPixels, p.levels[task.level].pixels() - first)};
+  const int first = task.chunk * kChunkPixels;
+  return {task.level, task.image, first, std::min(kChunkPixels, p.levels[task.level].pixels() - first)};
 }
 
 template <class A>
@@ -160,7 +160,7 @@ void backward(const Pyramid& p, const Executor& run, const A* upstream, const A*
   const int stride = C + 1;  // of a chunk's key gradients
   std::vector<A> key_grads(p.gc_block.empty() ? 0 : tasks.size() * 2 * stride);
   // A multiple of 64 bytes: the kernel's scratch lies behind it.
-  const size_t discard = sizeof(double) * std::max<size_t>(kMaxChunkPixels, (C + 16 + 7) / 8 * 8);
+  const size_t discard = sizeof(double) * std::max<size_t>(kChunkPixels, (C + 16 + 7) / 8 * 8);
   run(tasks.size(), discard + chunk_scratch_bytes(C), [&](int64_t i, void* scratch) {
     const Pixels pixels = pixels_of(p, tasks[i]);
     BackwardChunk<A> chunk = backward_chunk(p, pixels, upstream, maps, stats, contexts, zeros);

@@ -15,11 +15,11 @@
 
 namespace fgd::cpu {
 
-constexpr int kMaxChunkPixels = 2048;
+constexpr int kChunkPixels = 2048;
 constexpr int kMaxTilePixels = 512;
 constexpr int kMinTilePixels = 32;
 constexpr int64_t kStreamBytes = 4 << 20;  // gradients of levels larger than this are written round the caches
-constexpr int kMaxTiles = kMaxChunkPixels / kMinTilePixels;
+constexpr int kMaxTiles = kChunkPixels / kMinTilePixels;
 
 // An image's features: element (c, p) lies at data[c·channel + p·pixel].
 struct Features {
@@ -89,7 +89,7 @@ struct ImageMerge {
   double squares;            // out: Σc D2[c]
 
   FGD_INLINE ChunkSums<A> chunk(int i) const { return ChunkSums<A>::at(chunk_sums + i * chunk_stride, channels); }
-  FGD_INLINE int end(int i) const { return (i + 1) * kMaxChunkPixels < pixels ? (i + 1) * kMaxChunkPixels : pixels; }
+  FGD_INLINE int end(int i) const { return (i + 1) * kChunkPixels < pixels ? (i + 1) * kChunkPixels : pixels; }
 };
 
 // One GcBlock's transform W2·relu(LN(W1·x + b1)) + b2 over N context vectors of C channels, K hidden ones.

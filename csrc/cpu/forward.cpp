@@ -32,7 +32,7 @@ template <class A>
 static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps, const std::vector<A>& zeros,
                       void* scratch) {
   const LevelFeatures& level = p.levels[task.level];
-  const int first = task.chunk * kMaxChunkPixels, pixels = std::min(kMaxChunkPixels, level.pixels() - first);
+  const int first = task.chunk * kChunkPixels, pixels = std::min(kChunkPixels, level.pixels() - first);
   A* mask = static_cast<A*>(scratch);
   rasterise(p, task.level, task.image, first, pixels, mask);
   const int64_t s = task.image * level.student_image + first * level.student_pixel;
@@ -49,7 +49,7 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
   for (int q = 0; q < kSoftmaxes; ++q)
     chunk.softmax[q] = maps + p.maps_offset(task.level, task.image) + int64_t{q} * level.pixels() + first;
   chunk.out = ChunkSums<A>::at(sums, level.channels);
-  chunk_kernels<A>(p, task.level).forward(chunk, mask + kMaxChunkPixels);
+  chunk_kernels<A>(p, task.level).forward(chunk, mask + kChunkPixels);
 }
 
 // What an image's merge needs to keep for the last step.
@@ -125,7 +125,7 @@ void forward(const Pyramid& p, const Executor& run, A* terms, A* maps, A* stats)
   const int64_t size = ChunkSums<A>::size(C);
   std::vector<A> sums(tasks.size() * size);
   const std::vector<A> zeros(C);
-  run(tasks.size(), kMaxChunkPixels * sizeof(A) + chunk_scratch_bytes(C),
+  run(tasks.size(), kChunkPixels * sizeof(A) + chunk_scratch_bytes(C),
       [&](int64_t i, void* scratch) { run_chunk<A>(p, tasks[i], &sums[i * size], maps, zeros, scratch); });
 
   std::vector<ImageTerms> images(levels * p.images);

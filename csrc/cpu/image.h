@@ -47,7 +47,7 @@ inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, doubl
       if (m.chunk(i).largest(q) > best) best = m.chunk(i).largest(q);
     const A* map = m.maps + int64_t{q} * m.pixels;
     for (int i = 0; i < m.chunks; ++i) {
-      const int begin = i * kMaxChunkPixels, end = m.end(i);
+      const int begin = i * kChunkPixels, end = m.end(i);
       const double shift = m.chunk(i).largest(q) == best ? 0 : m.chunk(i).largest(q) - best;
       factor[q][i] = __builtin_exp(shift);
       if (q == kTeacher || q == kStudent) {
@@ -158,7 +158,7 @@ inline void finish_pixels(ImageMerge<A>& m, double* const* factor, double* const
   const A outside = static_cast<A>(-1. / (background > 0 ? background : 1));
   for (int i = 0; i < m.chunks; ++i) {
     const A context_s = static_cast<A>(factor[kContextS][i]), context_t = static_cast<A>(factor[kContextT][i]);
-    for (int p = i * kMaxChunkPixels; p < m.end(i); ++p) {
+    for (int p = i * kChunkPixels; p < m.end(i); ++p) {
       const double sign = sign_of(student[p] - teacher[p]);
       map[kMapFocal][p] = static_cast<A>(teacher[p]) * (m.mask[p] > 0 ? m.mask[p] : outside);
       map[kMapAttention][p] = static_cast<A>(student[p] * (sign - mean)) * m.inverse_ct;

@@ -19,7 +19,7 @@ struct LevelFeatures {
   int channels, height, width;
   Layout layout;
   int pixels() const { return height * width; }
-  int chunks() const { return (pixels() + kMaxChunkPixels - 1) / kMaxChunkPixels; }
+  int chunks() const { return (pixels() + kChunkPixels - 1) / kChunkPixels; }
 };
 
 struct Pyramid {
