@@ -44,10 +44,11 @@ Features are multiplied and added in float32, and what would lose digits there i
 - **Differences that are nearly constant** (a constant map; tiny features behind an align convolution with a bias):
   Σ d adds nearly the same number again and again, with the same rounding. The campaign below found up to 2.5 in the
   gradients of `channel_add_conv`, in channels_last on the CPU: cases 1/70, 1/473 and 1/477. Its kernels added 64 pixels
-  one by one; they add 16 now, and the three cases are below 0.8.
+  one by one; they add 16 now, and the three cases are below 0.8 (AVX-512).
 - **Key gradients of constant maps on a GPU.** Their truth is 0, and the reference's own value is 0 or the square of a
   rounding, as its sums' order has it; CUDA and Triton give the square of a rounding, which beside a budget of 0 is a
-  huge ratio. To subtract a constant from every feature, as the CPU kernels do, would cost 6 % of their instructions.
+  huge ratio. Subtracting a constant from every feature, as the CPU
+  kernels do, has not been tried there.
 
 Not counted are errors below 2^-100 (`devtools/fuzz/campaign.py`): a softmax's weight below float32's smallest normal
 number is 0 in the CPU kernels and in Triton's, where PyTorch goes on with what digits are left.
