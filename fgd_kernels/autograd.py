@@ -164,10 +164,8 @@ def forward_kernel(operators: Operators) -> Callable:
     """The forward operator's kernel for the dispatch key Autograd; it takes the keyset first."""
 
     def kernel(keyset, student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, *maps):
-        inputs, settings = (
-            Inputs(student, teacher, boxes, offsets, sizes, gc_block),
-            Settings(weights, spatial, channel),
-        )
+        inputs = Inputs(student, teacher, boxes, offsets, sizes, gc_block)
+        settings = Settings(weights, spatial, channel)
         flat = inputs.flat()
         if not _asks_for_grad(flat):
             return _below_autograd(operators.forward, keyset, *inputs, *settings, *maps)

@@ -62,6 +62,8 @@ def _check_map(weights: Tensor, name: str, student: Tensor, validate: bool) -> N
         raise FGDTypeError(
             f"{name}: expected a floating-point tensor, got {weights.dtype}; foreground.instance_masks weighs masks"
         )
+    if weights.layout != torch.strided:
+        raise FGDTypeError(f"{name}: expected a dense tensor, got {weights.layout}")
     expected = (student.shape[0], *student.shape[2:])
     if tuple(weights.shape) != expected:
         raise FGDValueError(f"{name}: expected shape {expected}, as the features, got {tuple(weights.shape)}")
@@ -71,9 +73,15 @@ def _check_map(weights: Tensor, name: str, student: Tensor, validate: bool) -> N
         raise FGDValueError(f"{name}: expected no gradient, got requires_grad=True; detach() it")
     if not weights.numel() or not (validate or (weights.device.type == "cpu" and not torch.compiler.is_compiling())):
         return
-    low, high = (float(value) for value in weights.aminmax())
+    low, high = (float(value) for value in weights.float().aminmax())  # as the kernels get them
     if not (low >= 0 and high < float("inf")):
         raise FGDValueError(f"{name}: expected finite weights >= 0, got some from {low:g} to {high:g}")
+
+
+def _check_list(name: str, value: object, expected: str, tensors: bool = False) -> None:
+    """`tensors`: a tensor will do, too, whose rows are the list's entries."""
+    if not isinstance(value, Sequence) and not (tensors and isinstance(value, Tensor)):
+        raise FGDTypeError(f"{name}: expected a list {expected}, got {type(value).__name__}")
 
 
 class _Shapes:
@@ -140,6 +148,9 @@ def polygons(polygons: Sequence[Sequence[Tensor]], image_sizes: Sequence[Sequenc
         TypeError: a polygon is no floating-point tensor.
         ValueError: a shape, a device or an image size is wrong.
     """
+    _check_list("polygons", polygons, "of lists of tensors (k, 2)", tensors=True)
+    for index, image in enumerate(polygons):
+        _check_list(f"polygons[{index}]", image, "of tensors (k, 2), one a polygon", tensors=True)
     flat = [polygon for image in polygons for polygon in image]
     for index, image in enumerate(polygons):
         for number, polygon in enumerate(image):
@@ -173,6 +184,7 @@ def rotated_boxes(boxes: Sequence[Tensor], image_sizes: Sequence[Sequence[float]
     Raises:
         TypeError, ValueError: a tensor's type, shape or device is wrong, or an image size.
     """
+    _check_list("boxes", boxes, "of tensors (n_i, 5)")
     for index, box in enumerate(boxes):
         if not isinstance(box, Tensor) or not box.is_floating_point():
             got = box.dtype if isinstance(box, Tensor) else type(box).__name__
@@ -192,7 +204,9 @@ def rotated_boxes(boxes: Sequence[Tensor], image_sizes: Sequence[Sequence[float]
 
 def _shapes(corners: Tensor, counts: list[int], image_sizes, device: torch.device) -> _Shapes:
     sizes = frame_sizes(image_sizes, len(counts), device)
-    owner = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+    owner = torch.arange(len(counts), device=device).repeat_interleave(
+        torch.tensor(counts, dtype=torch.int64, device=device)  # an empty list alone would be of floats
+    )
     return _Shapes(corners.to(device) / sizes[owner].flip(1)[:, None], owner, sizes)
 
 
@@ -204,6 +218,8 @@ class _Masks:
 
     def __call__(self, height: int, width: int) -> Tensor:
         """Weights (N, height, width), float32."""
+        if not self.masks:
+            return torch.zeros(0, height, width)
         return torch.stack([_mask_weights(masks, height, width) for masks in self.masks])
 
 
@@ -228,8 +244,7 @@ def instance_masks(masks: Sequence[Tensor]) -> _Masks:
         TypeError: masks is no list of tensors.
         ValueError: a shape or a device is wrong.
     """
-    if isinstance(masks, Tensor) or not isinstance(masks, Sequence) or not masks:
-        raise FGDTypeError(f"masks: expected a list of tensors (n_i, h, w), one an image, got {type(masks).__name__}")
+    _check_list("masks", masks, "of tensors (n_i, h, w), one an image")
     for index, mask in enumerate(masks):
         if not isinstance(mask, Tensor):
             raise FGDTypeError(f"masks[{index}]: expected a tensor (n, h, w), got {type(mask).__name__}")

@@ -94,6 +94,17 @@ def test_what_covers_nothing():
     assert 0 < float(point.sum()) <= 1.001  # a single point is an object still
 
 
+@each_backend
+@pytest.mark.parametrize("made", ["rotated_boxes", "polygons", "instance_masks"])
+def test_a_batch_without_images(backend, made):
+    sizes = () if made == "instance_masks" else ([],)
+    shapes = getattr(foreground, made)([], *sizes)
+    assert shapes(4, 5).shape == (0, 4, 5)
+    student = torch.zeros(0, 3, 4, 5, requires_grad=True)
+    losses = fgd.fgd_loss(student, student.detach(), foreground=shapes, backend=backend)
+    assert [loss.item() for loss in losses.values()] == [0.0] * 4
+
+
 def of_boxes(inputs):
     """The same call with the boxes' masks as maps."""
     student, teacher, boxes, sizes, criterion = inputs
@@ -181,6 +192,8 @@ def test_compiles_as_one_graph():
             r"foreground\[1\]: expected finite weights >= 0, got some from",
         ),
         (lambda maps: [maps[0] * math.nan, maps[1]], ValueError, r"foreground\[0\]: expected finite weights"),
+        (lambda maps: [maps[0].double() * 1e300, maps[1]], ValueError, r"foreground\[0\]: expected finite weights"),
+        (lambda maps: [maps[0].to_sparse(), maps[1]], TypeError, r"foreground\[0\]: expected a dense tensor"),
         (lambda maps: [maps[0].requires_grad_(), maps[1]], ValueError, r"foreground\[0\]: expected no gradient"),
         (lambda maps: [maps[0].to("meta"), maps[1]], ValueError, r"foreground\[0\]: expected device cpu"),
     ],
@@ -215,6 +228,9 @@ def test_boxes_or_maps():
             TypeError,
             r"boxes\[0\]: expected a fl",
         ),
+        (lambda: foreground.rotated_boxes(torch.zeros(1, 2, 5), [(9, 9)]), TypeError, "boxes: expected a list"),
+        (lambda: foreground.polygons(None, [(9, 9)]), TypeError, "polygons: expected a list"),
+        (lambda: foreground.polygons([None], [(9, 9)]), TypeError, r"polygons\[0\]: expected a list"),
         (lambda: foreground.instance_masks(torch.zeros(2, 9, 9)), TypeError, "masks: expected a list"),
         (lambda: foreground.instance_masks([torch.zeros(9, 9)]), ValueError, r"masks\[0\]: expected shape"),
     ],
