@@ -1,4 +1,4 @@
-"""The functional call: checks the features, packs the boxes, runs the operator."""
+"""The functional call: checks the features, packs the boxes or the maps in their place, runs the operator."""
 
 import math
 import numbers
@@ -71,7 +71,7 @@ def fgd_loss(
     Returns:
         dict of four 0-dim tensors, float32 (float64 for float64 features), averaged over the images: loss_fgd_fg,
         loss_fgd_bg, loss_fgd_attention and loss_fgd_global. Their sum is the loss. Second derivatives
-            and forward mode are the reference's alone.
+        and forward mode are the reference's alone.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it, what was expected and what came.

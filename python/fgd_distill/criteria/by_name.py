@@ -53,7 +53,7 @@ class CriterionConfig:
 
 
 def criterion_class(name: str) -> type:
-    """The class of a loss."""
+    """The class of a loss, by its name in ``CRITERIA``: made and called as ``FGDLoss`` is, with boxes."""
     module, _, attribute = CRITERIA[name].partition(":")
     return getattr(import_module(f".{module}", __package__), attribute)
 
