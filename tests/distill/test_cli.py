@@ -114,7 +114,7 @@ def test_too_few_classes(fit_args, tmp_path):
 
 def test_settings_that_would_silently_do_nothing(teacher_file):
     student, teacher = DetectorConfig("digits_student", 11), DetectorConfig("digits_teacher", 11, str(teacher_file))
-    with pytest.raises(ValueError, match="inherit and fgd need one"):
+    with pytest.raises(ValueError, match="inherit, fgd and criterion need one"):
         DetectionModule(student, fgd=FGDConfig())
     with pytest.raises(ValueError, match="unused"):
         DetectionModule(student, teacher)

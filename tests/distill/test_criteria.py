@@ -350,5 +350,5 @@ def test_calibrate_finds_the_weight_and_fit_takes_it(digits, tmp_path, fit_args,
 
 def test_fgd_and_another_loss_together_are_refused(digits, capsys):
     with pytest.raises(SystemExit, match="criterion: expected it or fgd, got both"):
-        cli.main(["validate", "--config=digits_student.yaml", "--config=digits_inherit.yaml",
+        cli.main(["fit", "--config=digits_student.yaml", "--config=digits_inherit.yaml",
                   "--config=digits_fgd.yaml", f"--data.root={digits}", "--model.criterion.name=pkd"])  # fmt: skip

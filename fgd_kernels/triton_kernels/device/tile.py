@@ -94,7 +94,10 @@ def tile_offsets(row, c, p, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.
     for slab in tl.static_range(len(p)):
         pixel = p[slab].to(tl.int64) if WIDE else p[slab]
         if LAYOUT == 1:
-            at = over_channels(tl.multiple_of(pixel * row, (ALIGN, ALIGN)), LAYOUT) + over_pixels(c, LAYOUT)
+            start = pixel * row
+            if start.shape[0] > 1:  # of a single number, the compiler loses the axes of a hint and fails
+                start = tl.multiple_of(start, (ALIGN, ALIGN))
+            at = over_channels(start, LAYOUT) + over_pixels(c, LAYOUT)
         else:
             at = over_pixels(tl.multiple_of(c * row, ALIGN), LAYOUT) + over_channels(pixel, LAYOUT)
         found = found + (at,)  # noqa: RUF005

@@ -101,14 +101,14 @@ def calibrate(args: Sequence[str]) -> FGDConfig | CriterionConfig:
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     cli = CalibrateCLI(args)
+    other = cli.config.model.criterion
+    configured = cli.weights if other is None else None
     settings, distiller, device = cli.settings, cli.model.distiller, cli.trainer.strategy.root_device
     distiller.to(device).teacher_cache = None  # a few batches are not worth a cache on disk
     batches = _batches(cli.datamodule, settings.batches, device)
     command = shlex.join(["fgd-distill", "calibrate", *args])
-    if cli.config.model.criterion is not None:
-        other = CriterionConfig(**cli.config.model.criterion.as_dict())
-        return _calibrate_criterion(distiller, batches, other, settings, command)
-    configured = cli.weights
+    if configured is None:
+        return _calibrate_criterion(distiller, batches, CriterionConfig(**other.as_dict()), settings, command)
     candidates = {name: FGDConfig(preset=name) for name in PRESETS}
     if resolved(configured) not in map(resolved, candidates.values()):
         candidates["as configured"] = configured
