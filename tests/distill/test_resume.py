@@ -157,3 +157,18 @@ def test_what_was_killed_before_the_first_validation_goes_on(fit_args, tmp_path,
     assert torch.load(checkpoint, weights_only=True)["global_step"] == CUT
     resumed = run([*fit_args(tmp_path / "killed", *more, steps=STEPS, batch_size=5), f"--ckpt_path={checkpoint}"])
     assert_equal(states(whole), states(resumed))
+
+
+def test_no_checkpoint_is_written_where_a_validation_is_due(fit_args, tmp_path, monkeypatch):
+    """Resuming from it would skip that validation."""
+    for name, value in {"FIRST": 0.0, "COST": math.inf, "AGREE_EVERY": 1}.items():
+        monkeypatch.setattr(resume_checkpoint, name, value)
+    steps, path_of = [], resume_checkpoint.checkpoint_path
+
+    def noted(trainer, name):
+        steps.append(trainer.global_step)
+        return path_of(trainer, name)
+
+    monkeypatch.setattr(resume_checkpoint, "checkpoint_path", noted)
+    run(fit_args(tmp_path, "--trainer.val_check_interval=2", steps=5))
+    assert steps[:-1] == [1, 3, 5]  # and once more at the end, to remove it

@@ -170,3 +170,11 @@ def test_the_attention_is_not_written_out():
     # An operator's own allocations: one that wrote a P×P matrix would show at least this much.
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert largest < 2048 * 2048 * 4, f"{largest / 1e6:.1f} MB in one operator"
+
+
+def test_shapes_alone():
+    """On the meta device, as the other relations."""
+    loss = fgd.FGDLoss(8, 8, 2, relation="non_local").to("meta")
+    student, teacher = ([torch.empty(2, *shape, device="meta") for shape in SHAPES] for _ in range(2))
+    boxes = [box.to("meta") for box in make_boxes((2, 0))]
+    assert {value.device.type for value in loss(student, teacher, boxes, SIZES).values()} == {"meta"}

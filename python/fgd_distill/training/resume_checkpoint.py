@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -37,6 +38,8 @@ class ResumeCheckpoint(pl.Callback):
         accumulates = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches > 0
         if accumulates or trainer.global_step % AGREE_EVERY:
             return  # a checkpoint has no gradients: those of a step that is not complete would be lost
+        if _validation_is_due(trainer, batch_idx):
+            return  # who goes on from here would miss it
         path = checkpoint_path(trainer, NAME)
         if path is None or not trainer.strategy.reduce_boolean_decision(time.monotonic() >= self.due, all=False):
             return
@@ -46,5 +49,18 @@ class ResumeCheckpoint(pl.Callback):
         self.due = time.monotonic() + max(FIRST, (time.monotonic() - start) / COST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.written is not None and trainer.is_global_zero and os.path.exists(self.written):
-            Path(self.written).unlink()
+        path = checkpoint_path(trainer, NAME)
+        if path is None or path not in (self.written, trainer.ckpt_path):  # written, or gone on from
+            return
+        if trainer.is_global_zero and os.path.exists(path):
+            Path(path).unlink()
+
+
+def _validation_is_due(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether a validation comes between this step and the next one."""
+    if not trainer.enable_validation:
+        return False
+    every = trainer.val_check_batch or math.inf
+    if trainer.check_val_every_n_epoch is None:  # the interval runs on over epochs
+        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+    return trainer.is_last_batch or (batch_idx + 1) % every == 0
