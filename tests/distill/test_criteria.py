@@ -343,7 +343,8 @@ def test_calibrate_finds_the_weight_and_fit_takes_it(digits, tmp_path, fit_args,
     losses = built.model.distiller.train()(*next(iter(built.datamodule.train_dataloader())))
     own = sum(float(value) for name, value in losses.items() if name != "loss_cwd")
     assert float(losses["loss_cwd"]) == pytest.approx(2 * own, rel=0.1)
-    cli.main(fit_args(tmp_path, "--config=digits_inherit.yaml", f"--config={output}", steps=2))
+    overlays = ["--config=digits_inherit.yaml", "--config=digits_fgd.yaml", f"--config={output}"]  # in place of FGD
+    cli.main(fit_args(tmp_path, *overlays, steps=2))
     metrics = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0]
     assert "train/loss_cwd" in metrics and "level0/loss_cwd" in metrics
 

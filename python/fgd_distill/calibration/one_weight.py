@@ -88,6 +88,7 @@ def report_weight(sizes: Sizes, proposed: CriterionConfig) -> list[str]:
 def weight_overlay(proposed: CriterionConfig, sizes: Sizes, command: str) -> str:
     """The proposal as a configuration file for ``fit``."""
     stated = {"name": proposed.name, "weight": proposed.weight}
-    content = {"model": {"criterion": stated | ({"options": proposed.options} if proposed.options else {})}}
+    criterion = stated | ({"options": proposed.options} if proposed.options else {})
+    content = {"model": {"fgd": None, "criterion": criterion}}  # in place of what the pair's file may have
     heading = f"# Made by: {command}\n# {sizes.images} images, the detector's own loss {sizes.detector:.3g}\n"
     return heading + yaml.safe_dump(content, sort_keys=False)
