@@ -53,8 +53,7 @@ def measure_sizes(distiller: DetectionDistiller, batches: Sequence[Batch]) -> Si
     for images, targets in batches:
         features = distiller.features(images, targets)
         own.append(sum(float(loss) for loss in features.step.losses.values()))
-        inputs = (features.student, features.teacher, features.step.boxes, features.frames)
-        terms.append(criterion(*inputs, return_levels=True)[1].double().cpu())
+        terms.append(features.judged_by(criterion, return_levels=True)[1].double().cpu())
     images_seen = sum(len(images) for images, _ in batches)
     sizes = Sizes(images_seen, sum(own) / len(own), criterion.loss_names, torch.stack(terms).mean(dim=0))
     for name, value in (("student", sizes.detector), ("criterion", float(sizes.terms.sum()))):
