@@ -7,13 +7,12 @@ result is granted on top, for a result has to be rounded; in float64 two, for so
 tolerance. Where four orders do not excuse an error, 32 are asked before it is called one.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from .case import EPS, Case, evaluate
+from .case import EPS, Case, duplicate, evaluate
 
 ORDERS, MORE_ORDERS = 4, 32
 
@@ -133,7 +132,7 @@ def permute(
     aligned = case.student_channels is not None
     student = [s if aligned else s[:, order.to(s.device)] for s, order in zip(student, orders, strict=True)]
     teacher = [t[:, order.to(t.device)] for t, order in zip(teacher, orders, strict=True)]
-    criterion = copy.deepcopy(criterion)
+    criterion = duplicate(criterion)
     with torch.no_grad():
         for name, parameter in criterion.named_parameters():
             if found := _axis(case, name):

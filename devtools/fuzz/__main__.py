@@ -57,7 +57,8 @@ def show(seed: int, index: int, chosen: list[variants.Variant]) -> None:
         if not variant.runs(index):
             continue
         worker = variants.Worker(variant)
-        for name, value in worker.evaluate(seed, index).items():
+        worker.send(seed, index)
+        for name, value in worker.receive().items():
             judged = budget.judge(name, value)
             print(f"{variant.name}: {name} {judged.ratio:.3g}: {judged}")
         worker.close()

@@ -36,12 +36,14 @@ def quantity(name: str) -> str:
 
 def judge_case(seed: int, index: int, workers: dict[str, Worker]) -> dict:
     """A line of the campaign: of every variant the ratio of each quantity, worst of its levels and nets."""
+    for worker in workers.values():
+        worker.send(seed, index)
     case, inputs = generator.make_case(seed, index), inputs_of(seed, index)
     budget = Budget(case, inputs)
     line: dict = {"index": index, "ratios": {}, "failures": {}}
     for name, worker in workers.items():
         try:
-            found = worker.evaluate(seed, index)
+            found = worker.receive()
             if found.keys() != budget.truth.keys():
                 raise RuntimeError(f"results: expected {sorted(budget.truth)}, got {sorted(found)}")
         except RuntimeError as failure:

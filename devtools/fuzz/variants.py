@@ -51,7 +51,7 @@ VARIANTS = {
 
 
 class Worker:
-    """A variant's process. `evaluate` gives what devtools.accuracy.case.evaluate gives there."""
+    """A variant's process. It computes between `send` and `receive`, while the caller does something else."""
 
     def __init__(self, variant: Variant):
         context = multiprocessing.get_context("spawn")
@@ -61,9 +61,13 @@ class Worker:
             self._process.start()
         there.close()
 
-    def evaluate(self, seed: int, index: int) -> dict[str, torch.Tensor]:
-        """Terms and gradients of a case. RuntimeError with the process's own words where it failed."""
+    def send(self, seed: int, index: int) -> None:
+        """Have a case computed."""
         self._pipe.send((seed, index))
+
+    def receive(self) -> dict[str, torch.Tensor]:
+        """What devtools.accuracy.case.evaluate gives of the case that was sent. RuntimeError with the process's own
+        words where it failed."""
         found = self._pipe.recv()
         if isinstance(found, str):
             raise RuntimeError(found)

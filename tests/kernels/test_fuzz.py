@@ -57,9 +57,13 @@ def test_the_budget_sees_an_error_and_excuses_none():
 def test_a_campaign_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     class Worker:
         def __init__(self, variant):
-            self.evaluated = []
+            pass
 
-        def evaluate(self, seed, index):
+        def send(self, seed, index):
+            self.sent = seed, index
+
+        def receive(self):
+            seed, index = self.sent
             if index == 2:
                 raise RuntimeError("no such luck")
             fixed = generator.make_case(seed, index).fixed_student
