@@ -26,7 +26,7 @@ def counted(folder, monkeypatch):
     """Runs that train nothing: they count, and their AP is 10 for the first of each seed, 11 for the second, ..."""
     runs = []
 
-    def run(data, setting, seed, steps, workers, command):
+    def run(data, setting, seed, steps, workers, maps, command):
         runs.append((setting, seed))
         if len(runs) == 4:
             raise KeyboardInterrupt
@@ -65,6 +65,7 @@ def test_a_table_from_the_command_line(folder, capsys):
     lines = list(csv.DictReader((folder / "out/a.csv").open()))
     assert [line["setting"] for line in lines] == LOSSES and {line["seed"] for line in lines} == {"3"}
     assert all(line["machine"] and line["versions"] and 0 <= float(line["AP"]) <= 100 for line in lines)
+    assert list((folder / "out/digits_teacher_maps/maps").iterdir())
     assert '"alpha": 0.0' in lines[2]["loss"] and lines[0]["loss"] == ""
     page, printed = (folder / "out/a.md").read_text(), capsys.readouterr().out
     assert "## Table 4" in page and "Table 7" not in page and "fgd-distill ablate --tables '[4]' --seeds '[3]'" in page
