@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .feature_taps import FeatureTaps, LossInputs
     from .inheriting import InheritReport, inherit
     from .schedule import Schedule
+    from .teacher_settings import TeacherSettings
 
 __all__ = [
     "DetectionDistiller",
@@ -23,6 +24,7 @@ __all__ = [
     "Schedule",
     "StudentStep",
     "TeacherCache",
+    "TeacherSettings",
     "TorchvisionAdapter",
     "distil",
     "inherit",
@@ -37,6 +39,7 @@ __getattr__ = names_from(
         "feature_taps": ("FeatureTaps", "LossInputs"),
         "inheriting": ("InheritReport", "inherit"),
         "schedule": ("Schedule",),
+        "teacher_settings": ("TeacherSettings",),
     },
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,13 +16,14 @@ from torch.optim import Optimizer
 from .adapters import DetectorAdapter, StudentStep, as_adapter
 from .adapters.batches import boxes_as_corners
 from .adapters.registry import check_plain
-from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
+from .errors import FGDError, FGDRuntimeError, FGDTypeError, FGDValueError
 from .feature_taps import doubts
 from .frozen_teacher import FrozenTeacher
 from .joined_optimizer import join
 from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
 from .taps import LayerTap, find_layer, layer_names
+from .teacher_settings import TeacherSettings, compile_what_runs
 
 
 class TeacherCache(Protocol):
@@ -90,8 +92,9 @@ class DetectionDistiller(FrozenTeacher):
             student's class.
         resize_teacher: whether teacher maps of another height and width are resized (bilinear) to the student's;
             otherwise they are an error.
-        schedule: when the criterion's terms count; it needs ``set_step``. None: always.
+        schedule: when the criterion's terms count, and for which images; it needs ``set_step``. None: always and all.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
+        teacher_settings: type and layout, into which the teacher is brought in place, and whether it is compiled.
 
     Raises:
         ValueError: a layer does not exist (the message lists close names), or the two cannot share one input.
@@ -116,6 +119,7 @@ class DetectionDistiller(FrozenTeacher):
         resize_teacher: bool = False,
         schedule: Schedule | None = None,
         teacher_cache: TeacherCache | None = None,
+        teacher_settings: TeacherSettings | None = None,
     ) -> None:
         super().__init__()
         _check_models(student, teacher)
@@ -126,6 +130,9 @@ class DetectionDistiller(FrozenTeacher):
         self.resize_teacher, self.schedule, self.teacher_cache = resize_teacher, schedule, teacher_cache
         self.student, self.criterion = student, criterion
         self.teacher = teacher.eval()
+        self.teacher_settings = TeacherSettings() if teacher_settings is None else teacher_settings
+        self.teacher_settings.apply(teacher)
+        self._teacher_ran = False
         self.step: int | None = None
         self.level_terms = None
         self._watch = ChangeWatch()
@@ -235,6 +242,9 @@ class DetectionDistiller(FrozenTeacher):
         with LayerTap(self.student, self.student_layers) as tap:
             step = self.adapter.student_step(self.student, images, boxes_as_corners(targets, images))
         student = tap.features()
+        if self.schedule is not None and self.schedule.part < 1:
+            some = self.schedule.images(self.step or 0, len(step.batch))
+            step, student, targets = _of_images(step, some), [level[some] for level in student], _some(targets, some)
         if self.teacher_cache is None:
             teacher = self.teacher_features(step.batch)
         else:
@@ -246,12 +256,44 @@ class DetectionDistiller(FrozenTeacher):
     def teacher_features(self, batch: Tensor) -> list[Tensor]:
         """The teacher's feature maps for a prepared batch (N, 3, H, W), without gradient."""
         self.teacher.eval()  # again, for whoever holds the teacher may have called train() on it
-        parameter = next(self.teacher.parameters())
-        if parameter.device != batch.device:
-            self.teacher.to(batch.device)
-        with torch.no_grad(), LayerTap(self.teacher, self.teacher_layers, stop=True) as tap:
-            self.adapter.run_backbone(self.teacher, batch.detach().to(parameter.dtype))
-        return tap.features()
+        settings, parameter = self.teacher_settings, next(self.teacher.parameters())
+        dtype = settings.torch_dtype or parameter.dtype
+        if (parameter.device, parameter.dtype) != (batch.device, dtype):
+            self.teacher.to(batch.device, dtype)
+        batch = settings.batch(batch, dtype)
+
+        def maps() -> list[Tensor]:
+            with torch.no_grad(), LayerTap(self.teacher, self.teacher_layers, stop=True) as tap:
+                self.adapter.run_backbone(self.teacher, batch)
+            return tap.features()
+
+        if settings.dtype is None:
+            return self._first_maps(maps) if not self._teacher_ran else maps()
+        with torch.autocast(batch.device.type, enabled=False):
+            return self._first_maps(maps) if not self._teacher_ran else maps()
+
+    def _first_maps(self, maps: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The teacher's first run, which is compiled where that is asked for, and refused where it does not run so."""
+        settings = self.teacher_settings
+        try:
+            if settings.compile:
+                compile_what_runs(self.teacher, maps)
+            found = maps()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if settings.dtype is None or isinstance(error, FGDError):
+                raise
+            raise FGDRuntimeError(
+                f"teacher.dtype: expected a teacher that runs in {settings.dtype} here, got {error}; leave it out"
+            ) from error
+        if settings.dtype is not None and not all(bool(level.isfinite().all()) for level in found):
+            raise FGDValueError(
+                f"teacher.dtype: expected feature maps that {settings.dtype} can hold, got some that are not finite; "
+                "take bfloat16, or leave it out"
+            )
+        self._teacher_ran = True
+        return found
 
     def _match(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """The teacher's maps at the student's sizes."""
@@ -302,6 +344,27 @@ class DetectionDistiller(FrozenTeacher):
                 own.
         """
         join(optimizer, self.criterion, **options)
+
+
+def _of_images(step: StudentStep, some: slice) -> StudentStep:
+    """The step with batch, boxes and foreground of these images; the losses stay those of all."""
+    whole = step.foreground
+    if whole is None:
+        part: Any = None
+    elif callable(whole):
+        make: Callable[[int, int], Tensor] = whole
+
+        def part(height: int, width: int) -> Tensor:
+            return make(height, width)[some]
+
+    else:
+        part = [level[some] for level in whole]
+    return replace(step, batch=step.batch[some], boxes=list(step.boxes[some]), foreground=part)
+
+
+def _some(targets: Any, some: slice) -> Any:
+    """The targets of these images, for a cache that asks which images they are; a family's own kind stays whole."""
+    return targets[some] if isinstance(targets, list | tuple) else targets
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:

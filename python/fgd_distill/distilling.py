@@ -15,6 +15,7 @@ from .distiller import DetectionDistiller, TeacherCache
 from .errors import FGDTypeError
 from .schedule import Schedule
 from .taps import layer_names
+from .teacher_settings import TeacherSettings
 
 
 def distil(
@@ -27,6 +28,7 @@ def distil(
     resize_teacher: bool = False,
     schedule: Schedule | None = None,
     teacher_cache: TeacherCache | None = None,
+    teacher_settings: TeacherSettings | None = None,
     criterion: str | None = None,
     verbose: bool = True,
     **loss: Any,
@@ -45,8 +47,9 @@ def distil(
         adapter: knows how the detectors are run; an object, or its class as ``module:Class``. None chooses one by the
             student's class.
         resize_teacher: whether teacher maps of another height and width are resized to the student's.
-        schedule: when the loss counts; it needs ``distiller.set_step``. None: always.
+        schedule: when the loss counts, and for which images; it needs ``distiller.set_step``. None: always and all.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
+        teacher_settings: a cheaper type and layout for the teacher, which is changed in place; whether it is compiled.
         criterion: another loss than FGD's, by its name in ``fgd_distill.criteria.CRITERIA``, such as ``pkd``.
         verbose: whether the decisions are printed.
         loss: in place of the preset's: ``alpha``, ``beta``, ``gamma``, ``lambda_``, ``temperature``; and
@@ -74,7 +77,7 @@ def distil(
     module = build_criterion(student, teacher, ours, theirs, config, adapter)
     module.to(next(student.parameters()).device)
     distiller = DetectionDistiller(
-        student, teacher, module, ours, theirs, adapter, resize_teacher, schedule, teacher_cache
+        student, teacher, module, ours, theirs, adapter, resize_teacher, schedule, teacher_cache, teacher_settings
     ).train()
     if verbose:
         print(f"distil: adapter {type(adapter).__name__}, {chosen}")

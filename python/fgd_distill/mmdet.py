@@ -28,6 +28,7 @@ from .errors import FGDFileNotFoundError, FGDTypeError, FGDValueError
 from .inheriting import InheritReport, inherit
 from .schedule import Schedule
 from .shipped import CONFIGS
+from .teacher_settings import TeacherSettings
 
 
 def config_path(name: str) -> str:
@@ -109,6 +110,8 @@ class FGDDetector:
         settings = dict(distillation or {})
         if isinstance(settings.get("schedule"), Mapping):
             settings["schedule"] = Schedule(**settings["schedule"])
+        if isinstance(settings.get("teacher_settings"), Mapping):
+            settings["teacher_settings"] = TeacherSettings(**settings["teacher_settings"])
         # Past nn.Module's setattr: the distiller has this detector as a part, and must not be a part of it.
         self.__dict__["distiller"] = distil(self, teacher, adapter=PreparedBatches(), **settings)  # type: ignore[arg-type]
         self.criterion = self.distiller.criterion

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,9 @@ def test_factor():
         ({"start": -1}, ValueError, "start: expected a number of steps >= 0, got -1"),
         ({"ramp": 0.5}, TypeError, "ramp: expected a number of steps, an int, got 0.5"),
         ({"start": None}, TypeError, "start: .*got None"),
+        ({"part": 0}, ValueError, "part: expected a share of each batch's images, 0 < part <= 1, got 0"),
+        ({"part": 1.5}, ValueError, "part: .* got 1.5"),
+        ({"part": True}, TypeError, "part: .* got True"),
         ({"every": 0}, ValueError, "every: expected a number of steps >= 1, got 0"),
         ({"start": 5, "stop": 5}, ValueError, "stop: expected a step after start=5, or None, got 5"),
     ],
@@ -121,3 +126,59 @@ def test_the_teacher_runs_in_every_third_step(pair, batch):
     distiller.schedule = None
     once = [float(value.detach()) for name, value in distiller(*batch).items() if name in TERMS]
     assert terms[0] == terms[1] == [0] * 4 and terms[2] == pytest.approx([3 * value for value in once], rel=1e-3)
+
+
+def test_images_of_a_part_take_turns():
+    assert [Schedule(part=0.5).images(step, 4) for step in range(3)] == [slice(0, 2), slice(2, 4), slice(0, 2)]
+    # With every: of the steps that distil, one after the other; of 5 images in runs of 2, the last run overlaps.
+    chosen = [Schedule(start=1, every=2, part=0.4).images(step, 5) for step in (2, 4, 6, 8)]
+    assert chosen == [slice(0, 2), slice(2, 4), slice(3, 5), slice(0, 2)]
+    assert Schedule(part=0.1).images(3, 4) == slice(3, 4)
+    assert Schedule().images(7, 4) == slice(0, 4) and Schedule(part=0.5).images(0, 0) == slice(0, 0)
+
+
+@pytest.mark.parametrize("foreground", [None, "maps", "callable"])
+def test_a_part_is_distilled_as_a_batch_of_its_own(pair, batch, foreground):
+    """The detector's losses are those of all images, the terms those of the part alone."""
+    images, targets = batch
+    images, targets = (*images, images[0].flip(1)), (*targets, targets[0])
+    distiller = DetectionDistiller(*pair, fgd.FGDLoss(64, 64, 3, temperature=4.0)).train()
+    take_step = distiller.adapter.student_step
+    weights = [torch.rand(3, size, size) for size in (16, 8, 4)]
+    shapes = {None: None, "maps": weights, "callable": lambda height, width: weights[[16, 8, 4].index(height)]}
+
+    def with_foreground(*args):
+        return dataclasses.replace(take_step(*args), foreground=shapes[foreground])
+
+    distiller.adapter.student_step = with_foreground
+    whole = distiller.features(images, targets)
+    some = slice(1, 3)
+    expected = distiller.criterion(
+        [level[some] for level in whole.student],
+        [level[some] for level in whole.teacher],
+        **(
+            {"boxes": whole.step.boxes[some], "image_sizes": whole.frames[some]}
+            if foreground is None
+            else {"foreground": [level[some] for level in weights]}
+        ),
+    )
+    distiller.schedule = Schedule(part=0.6)
+    seen = []
+    distiller.teacher.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    distiller.set_step(1)
+    losses = distiller(images, targets)
+    assert seen == [2]
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name] if name in TERMS else whole.step.losses[name])
+
+
+def test_a_cache_is_asked_for_the_part(pair, batch):
+    class Cache:
+        def features(self, images, targets, compute):
+            self.asked = (len(images), targets)
+            return compute(images)
+
+    distiller = DetectionDistiller(*pair, fgd.FGDLoss(64, 64, 3), schedule=Schedule(part=0.5), teacher_cache=Cache())
+    distiller.set_step(1)
+    distiller(*batch)
+    assert distiller.teacher_cache.asked == (1, batch[1][1:])

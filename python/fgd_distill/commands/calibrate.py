@@ -6,7 +6,7 @@ import itertools
 import logging
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from pytorch_lightning.cli import LightningArgumentParser
@@ -22,6 +22,7 @@ from ..data.datamodule import Batch
 from ..distiller import DetectionDistiller
 from ..errors import FGDValueError
 from ..files import write_text
+from ..teacher_settings import TeacherSettings
 from ..training.run import DistillCLI
 
 
@@ -70,6 +71,9 @@ class CalibrateCLI(DistillCLI):
         super().before_instantiate_classes()
         if self.config.model.criterion is not None:
             self.config.model.fgd = None
+        if self.config.model.teacher is not None:  # as it is: here its predictions are asked for, too, in float32
+            for name, value in asdict(TeacherSettings()).items():
+                self.config.model.teacher[name] = value
 
     @property
     def settings(self) -> Calibration:

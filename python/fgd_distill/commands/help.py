@@ -13,9 +13,11 @@ from docstring_parser import Docstring, parse
 
 PACKAGE = Path(__file__).parents[1]
 DETECTOR = "detectors.by_name:DetectorConfig"
+TEACHER = "detectors.by_name:TeacherConfig"
 CONFIGURED = (
     ("model", "training.module:DetectionModule"),
     ("model.student and model.teacher", DETECTOR),
+    ("model.teacher", TEACHER),
     ("model.fgd", "criterion:FGDConfig"),
     ("model.criterion", "criteria.by_name:CriterionConfig"),
     ("model.schedule", "schedule:Schedule"),

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..shipped import package_config
-from .help import CONFIGURED, DETECTOR, OWN, arguments_of, definition
+from .help import CONFIGURED, DETECTOR, OWN, TEACHER, arguments_of, definition
 
 Names = Mapping[str, "Names | None"]
 """Options below a name; None where anything may follow."""
@@ -54,10 +54,13 @@ def configuration(command: str) -> Names:
         name: None for name in _parameters(definition("training.module:DetectionModule"))
     }
     detector = {name: None for name in _fields(DETECTOR)}
-    nested: dict[str, Names | None] = {"student": detector | {"options": None}, "teacher": detector}
+    nested: dict[str, Names | None] = {
+        "student": detector | {"options": None},
+        "teacher": detector | {name: None for name in _fields(TEACHER)},
+    }
     for section, source in CONFIGURED:
         _, _, name = section.partition(".")
-        if name and source != DETECTOR:
+        if name and source not in (DETECTOR, TEACHER):
             nested[name] = {field: None for field in _fields(source)}
     own = dict.fromkeys(_fields(OWN[command]) if command in OWN else OF_LIGHTNING[command])
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torchvision.models import detection
@@ -14,6 +14,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from ..errors import FGDTypeError, FGDValueError
 from ..importing import named_object
+from ..teacher_settings import TeacherSettings
 from .fcos_start import start_with_boxes
 from .weights import load_state, load_weights, read_state, resolve_weights
 
@@ -74,6 +75,27 @@ class DetectorConfig:
     weights: str | None = None
     backbone_weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TeacherConfig(DetectorConfig):
+    """A detector to learn from, as a configuration file describes it, and how it runs.
+
+    Args:
+        dtype: the floating type in which it runs and hands on its feature maps, ``bfloat16`` or ``float16``; None is
+            float32, or what ``trainer.precision`` says.
+        channels_last: whether its weights and batches lie in that order, in which many devices convolve faster.
+        compile: whether torch.compile makes faster code of it, which takes minutes at first.
+    """
+
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def settings(self) -> TeacherSettings:
+        """How the teacher runs."""
+        return TeacherSettings(self.dtype, self.channels_last, self.compile)
 
 
 def detector_names() -> list[str]:

@@ -22,7 +22,7 @@ from ..data.datamodule import Batch, CocoFolder
 from ..data.evaluation import CocoEvaluator
 from ..data.labels import CategoryLabels
 from ..data.resumable_loader import JointBatches, derived_seed
-from ..detectors.by_name import DetectorConfig, build_detector
+from ..detectors.by_name import DetectorConfig, TeacherConfig, build_detector
 from ..detectors.checkpoint import student_state_dict
 from ..distiller import DetectionDistiller
 from ..errors import FGDTypeError, FGDValueError
@@ -49,7 +49,7 @@ class DetectionModule(pl.LightningModule):
         criterion: adds another loss on feature maps instead.
         student_layers, teacher_layers: modules whose feature maps are distilled; None takes the neck's.
         resize_teacher: whether teacher maps of another size are resized to the student's.
-        schedule: the optimizer steps in which the FGD loss counts; None: all.
+        schedule: the optimizer steps in which the loss counts, and for how many images; None: all.
         teacher_cache: keeps the teacher's feature maps on disk; for images that are the same in every epoch.
         optimizer: makes the optimizer from the trainable parameters.
         lr_scheduler: makes the learning-rate scheduler, stepped after every optimizer step; None keeps it constant.
@@ -65,7 +65,7 @@ class DetectionModule(pl.LightningModule):
     def __init__(
         self,
         student: DetectorConfig,
-        teacher: DetectorConfig | None = None,
+        teacher: TeacherConfig | None = None,
         inherit: bool = False,
         fgd: FGDConfig | None = None,
         criterion: CriterionConfig | None = None,
@@ -107,6 +107,7 @@ class DetectionModule(pl.LightningModule):
                     self.adapter,
                     resize_teacher=resize_teacher,
                     schedule=schedule,
+                    teacher_settings=teacher.settings if isinstance(teacher, TeacherConfig) else None,
                 )
         if self.distiller is None:
             self.student = model
