@@ -9,6 +9,7 @@ As for boxes, each object's pixels weigh 1 / area, the number of pixels that it 
 overlap the smallest wins.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -23,6 +24,7 @@ Foreground: TypeAlias = Sequence[Tensor] | Callable[[int, int], Tensor]
 """One (N, H, W) a level, or what makes it of H and W."""
 
 _TESTS_AT_ONCE = 1 << 22  # edges times pixels: the memory that polygons take, some ten times as many bytes
+_MASK_PIXELS_AT_ONCE = 1 << 22  # of masks as float32, four times as many bytes
 
 
 def foreground_maps(foreground: Foreground, students: Sequence[Tensor], validate: bool = False) -> Tensor:
@@ -39,6 +41,7 @@ def foreground_maps(foreground: Foreground, students: Sequence[Tensor], validate
     """
     sizes = [(int(s.shape[2]), int(s.shape[3])) for s in students]
     if callable(foreground):
+        _check_signature(foreground)
         maps = [foreground(height, width) for height, width in sizes]
         maps = [m.to(students[0].device) if isinstance(m, Tensor) else m for m in maps]
     elif isinstance(foreground, Sequence) and len(foreground) == len(sizes):
@@ -53,6 +56,20 @@ def foreground_maps(foreground: Foreground, students: Sequence[Tensor], validate
     for level, (weights, student) in enumerate(zip(maps, students, strict=True)):
         _check_map(weights, f"foreground[{level}]", student, validate)
     return torch.cat([weights.detach().float().flatten() for weights in maps])
+
+
+def _check_signature(foreground: Callable) -> None:
+    if torch.compiler.is_compiling():
+        return
+    try:
+        inspect.signature(foreground).bind(1, 1)
+    except TypeError as error:
+        raise FGDTypeError(
+            f"foreground: expected a callable that makes a level's weights of (height, width), got one that cannot be "
+            f"called with two integers: {error}"
+        ) from None
+    except ValueError:
+        return  # a builtin that states none
 
 
 def _check_map(weights: Tensor, name: str, student: Tensor, validate: bool) -> None:
@@ -226,8 +243,11 @@ class _Masks:
 def _mask_weights(masks: Tensor, height: int, width: int) -> Tensor:
     if not len(masks):
         return torch.zeros(height, width, device=masks.device)
-    covered = F.adaptive_max_pool2d((masks != 0).float(), (height, width))
-    return (covered / covered.sum((1, 2), keepdim=True).clamp(min=1)).amax(0)
+    weights = torch.zeros(height, width, device=masks.device)
+    for some in masks.split(max(_MASK_PIXELS_AT_ONCE // masks[0].numel(), 1)):
+        covered = F.adaptive_max_pool2d((some != 0).float(), (height, width))
+        weights = torch.maximum(weights, (covered / covered.sum((1, 2), keepdim=True).clamp(min=1)).amax(0))
+    return weights
 
 
 def instance_masks(masks: Sequence[Tensor]) -> _Masks:

@@ -120,7 +120,7 @@ class FeatureTaps(FrozenTeacher):
 
         Args:
             batch: (N, 3, H, W), the tensor that the student got: resized, normalised and padded.
-            boxes: one float tensor (n_i, 4) an image, xyxy in pixels.
+            boxes: one tensor (n_i, 4) an image, xyxy in pixels; integers become floats.
             sizes: one (height, width) an image: of the image in which its boxes are counted, before it was resized to
                 the batch. None: boxes are in pixels of the batch.
             fit: how such an image became one of the batch: ``stretch`` to its height and width; or by one factor, as
@@ -140,7 +140,9 @@ class FeatureTaps(FrozenTeacher):
             raise FGDValueError(f"maps: expected the teacher's of the student's sizes, {shapes[0]}, got {shapes[1]}")
         height, width = (int(side) for side in batch.shape[-2:])
         frames = [(height, width)] * len(batch)
-        placed = list(boxes) if sizes is None else boxes_in_batch(boxes, sizes, (height, width), fit)
+        placed = (
+            [_as_floats(box) for box in boxes] if sizes is None else boxes_in_batch(boxes, sizes, (height, width), fit)
+        )
         found = LossInputs(student, teacher, placed, frames)
         if not self._looked_at:
             self._looked_at = True
@@ -155,13 +157,18 @@ class FeatureTaps(FrozenTeacher):
         return tap.features()
 
 
+def _as_floats(box: Tensor) -> Tensor:
+    """Integers, as annotations have them, would cut off what a factor leaves behind the point."""
+    return box if box.is_floating_point() else box.float()
+
+
 def boxes_in_batch(
     boxes: Sequence[Tensor], sizes: Sequence[Sequence[float]], frame: tuple[int, int], fit: str = "stretch"
 ) -> list[Tensor]:
-    """Boxes where their images are in a batch; see ``FeatureTaps.inputs``.
+    """Boxes, as floats, where their images are in a batch; see ``FeatureTaps.inputs``.
 
     Args:
-        boxes: one float tensor (n_i, 4) an image, xyxy in pixels of an image of its size in ``sizes``.
+        boxes: one tensor (n_i, 4) an image, xyxy in pixels of an image of its size in ``sizes``.
         sizes: one (height, width) an image.
         frame: height and width of the batch.
         fit: ``stretch``, ``pad`` or ``centre``.
@@ -171,7 +178,10 @@ def boxes_in_batch(
     if len(sizes) != len(boxes):
         raise FGDValueError(f"sizes: expected one (height, width) for each of {len(boxes)} images, got {len(sizes)}")
     placed = []
-    for box, (height, width) in zip(boxes, sizes, strict=True):
+    for index, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
+        if len(size) != 2 or not min(size) > 0:
+            raise FGDValueError(f"sizes[{index}]: expected (height, width), both > 0, got {tuple(size)}")
+        box, (height, width) = _as_floats(box), size
         down, across = frame[0] / height, frame[1] / width
         if fit != "stretch":
             down = across = min(down, across)
@@ -185,7 +195,7 @@ def doubts(
 ) -> list[str]:
     """What makes a loss's inputs look wrong though each could be meant: fractions for boxes, a frame of another shape
     than the maps, levels from coarse to fine. Reads values, so it waits for a GPU."""
-    packed = pack_boxes([box.float() for box in boxes], frames, maps[0].device)
+    packed = pack_boxes(boxes, frames, maps[0].device)
     found = [doubtful_boxes(packed), doubtful_frame(packed.sizes, [feature.shape[2:] for feature in maps])]
     areas = [feature.shape[2] * feature.shape[3] for feature in maps]
     if areas != sorted(areas, reverse=True):

@@ -81,6 +81,18 @@ def test_boxes_in_the_batch(fit, expected):
     assert placed.tolist() == [expected]
 
 
+def test_integer_boxes_are_not_cut_off(models):
+    boxes = [torch.tensor([[1, 2, 5, 7]]), torch.zeros(0, 4).long()]
+    placed = boxes_in_batch(boxes, [(64, 64), (64, 64)], (32, 32))
+    assert placed[0].tolist() == [[0.5, 1, 2.5, 3.5]] and all(box.is_floating_point() for box in placed)
+    taps, images = FeatureTaps(*models, "stem"), torch.rand(2, 3, 32, 32)
+    criterion = taps.criterion(images)
+    with taps:
+        models[0](images)
+    inputs = taps.inputs(images, boxes)
+    assert criterion(*inputs).keys() == set(fgd.LOSS_NAMES) and inputs.boxes[0].tolist() == [[1, 2, 5, 7]]
+
+
 def test_a_frame_of_another_shape_and_levels_in_reverse_are_told_once(models, recwarn):
     student, teacher = models
     for layers, images, boxes, words in (
@@ -115,6 +127,8 @@ def test_what_is_wrong_is_told(models):
         taps.inputs(images, BOXES, [(32, 32)] * 2, "crop")
     with pytest.raises(ValueError, match="sizes: expected one .* for each of 2 images, got 1"):
         boxes_in_batch(BOXES, [(32, 32)], (32, 32))
+    with pytest.raises(ValueError, match=r"sizes\[1\]: expected \(height, width\), both > 0, got \(0, 32\)"):
+        boxes_in_batch(BOXES, [(32, 32), (0, 32)], (32, 32))
     with pytest.raises(ValueError, match="no module 'nek'; close names are"):
         FeatureTaps(student, teacher, "nek")
     taps = FeatureTaps(student, teacher, "stem", "neck")

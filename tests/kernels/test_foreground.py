@@ -85,6 +85,14 @@ def test_the_smallest_object_wins():
     assert weights[0, 3, 16] == weights[0, 2, 16] > 0 and weights[0, 19].sum() == 0 and weights[1].sum() == 0
 
 
+def test_masks_in_pieces(monkeypatch):
+    """Many large masks are weighed a few at a time, with the same result."""
+    masks = foreground.instance_masks([torch.rand(5, 40, 60) < 0.02])
+    whole = masks(10, 15)
+    monkeypatch.setattr(foreground, "_MASK_PIXELS_AT_ONCE", 2 * 40 * 60)
+    assert torch.equal(masks(10, 15), whole) and whole.sum() > 0
+
+
 def test_what_covers_nothing():
     outside = [torch.tensor([[-9.0, 0], [-1, 0], [-1, 9]]), torch.tensor([[1.0, 2], [float("nan"), 3], [4, 4]])]
     assert foreground.polygons([outside, []], [(40, 40)] * 2)(5, 5).sum() == 0
@@ -184,6 +192,7 @@ def test_compiles_as_one_graph():
             TypeError,
             r"foreground\[1\]: expected a floating-point .*instance_masks",
         ),
+        (lambda maps: lambda size: maps[0], TypeError, "foreground: .* of .height, width., got .* too many positional"),
         (lambda maps: [maps[0], 5], TypeError, r"foreground\[1\]: expected a tensor"),
         (lambda maps: maps[::-1], ValueError, r"foreground\[0\]: expected shape \(2, 5, 7\), as the features"),
         (
