@@ -16,7 +16,7 @@ from fgd_distill.training.run import DistillCLI, run
 PAIRS = sorted(path.name for path in CONFIGS.glob("*_r50.yaml"))
 OVERLAYS = {"coco.yaml": PAIRS[0], "coco_inherit.yaml": PAIRS[0], "digits_fgd.yaml": "digits_student.yaml"}
 OVERLAYS["digits_inherit.yaml"] = "digits_student.yaml"
-OVERLAYS["alone.yaml"] = PAIRS[0]
+OVERLAYS["alone.yaml"] = OVERLAYS["economical.yaml"] = PAIRS[0]
 
 
 def load(name):
@@ -46,6 +46,13 @@ def test_every_configuration_parses(parse, name):
     config = parse(*names)
     for detector in (config.model.student, config.model.teacher):
         assert detector is None or detector.name in detector_names()
+
+
+def test_economical_is_the_same_pair_with_a_cheaper_teacher(parse):
+    plain, economical = parse(PAIRS[0]).model, parse(PAIRS[0], "economical.yaml").model
+    assert (economical.teacher.dtype, economical.teacher.channels_last) == ("bfloat16", True)
+    economical.teacher.dtype, economical.teacher.channels_last = plain.teacher.dtype, plain.teacher.channels_last
+    assert economical == plain
 
 
 def test_the_paper_has_its_pairs():

@@ -1,6 +1,6 @@
 """What the digits student learns in a given time: alone, and with teachers that cost more or less.
 
-    python -m bench.equal_time --seeds 0 1 2 --output runs/equal_time.csv
+    python -m fgd_distill.digits.equal_time --seeds 0 1 2 --output runs/equal_time.csv
 
 Every setting gets the time that the student alone needs for ``--alone-steps`` steps. How many steps of its own these
 are is told by the processor time of steps that are taken in turn, so that neither other work on the machine nor the
@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from fgd_distill.data.evaluation import METRICS
-from fgd_distill.digits.dataset import make_digits
-from fgd_distill.digits.results import PACKAGES
-from fgd_distill.digits.runs import fit
-from fgd_distill.files import write_text
-from fgd_distill.machine import machine
-from fgd_distill.training.run import DistillCLI
+from ..data.evaluation import METRICS
+from ..files import write_text
+from ..machine import machine
+from ..training.run import DistillCLI
+from .dataset import make_digits
+from .results import PACKAGES
+from .runs import fit
 
 FGD = "--config=digits_fgd.yaml"
 CHEAP = "--model.teacher={dtype: bfloat16, channels_last: true}"
