@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from .feature_taps import FeatureTaps, LossInputs
     from .inheriting import InheritReport, inherit
     from .schedule import Schedule
+    from .shares import DetectorShares
     from .teacher_settings import TeacherSettings
 
 __all__ = [
     "DetectionDistiller",
     "DetectorAdapter",
+    "DetectorShares",
     "DistilledFeatures",
     "FeatureTaps",
     "InheritReport",
@@ -40,6 +42,7 @@ __getattr__ = names_from(
         "inheriting": ("InheritReport", "inherit"),
         "schedule": ("Schedule",),
         "teacher_settings": ("TeacherSettings",),
+        "shares": ("DetectorShares",),
     },
 )
 

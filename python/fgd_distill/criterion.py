@@ -13,6 +13,7 @@ from .adapters import DetectorAdapter, as_adapter, probe_channels
 from .adapters.presets import guess_preset
 from .criteria import CriterionConfig, criterion_class
 from .errors import FGDValueError
+from .shares import NormalisedFGDLoss, checked_shares
 from .taps import layer_names
 
 __all__ = ["TERMS", "WEIGHTS", "CriterionConfig", "FGDConfig", "build_criterion", "guess_preset", "resolved"]
@@ -34,6 +35,13 @@ class FGDConfig:
         split: false distils fore- and background as one area, weighted by beta (table 1).
         relation: of the global term: ``gc``, ``non_local`` (table 6, dear) or ``none``.
         backend: which kernels compute it.
+        normalise: ``detector`` keeps each term at a share of the detector's own loss, by moving averages, in place of
+            the four weights, which then have to be None.
+        shares: with it, what all terms together are, as a multiple of the detector's own loss, or what each is: fg, bg,
+            attention, global. None takes 2, 0.15, 0.1 and 0.75.
+
+    Raises:
+        TypeError, ValueError: by ``check``, where these contradict each other.
     """
 
     preset: str = "one_stage_anchor"
@@ -47,6 +55,25 @@ class FGDConfig:
     split: bool = True
     relation: str = "gc"
     backend: str = "auto"
+    normalise: str | None = None
+    shares: float | list[float] | None = None
+
+    def check(self) -> None:
+        """Raises unless the terms are weighted in one way."""
+        if self.normalise not in (None, "detector"):
+            raise FGDValueError(f"normalise: expected 'detector' or None, got {self.normalise!r}")
+        if self.normalise is None:
+            if self.shares is not None:
+                raise FGDValueError(f"shares: expected normalise='detector' beside it, got none and {self.shares}")
+            return
+        checked_shares(self.shares)
+        given = {name: getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None}
+        if given:
+            name, value = next(iter(given.items()))
+            raise FGDValueError(
+                f"{name}: expected None beside normalise='detector', which finds the weights itself, got {value}; give "
+                "shares, or leave out either"
+            )
 
 
 def resolved(config: FGDConfig) -> tuple[float, list[float]]:
@@ -86,4 +113,10 @@ def build_criterion(
         )
     if isinstance(config, CriterionConfig):
         return criterion_class(config.name)(student_channels, teacher_channels, None, **config.arguments())
-    return FGDLoss(student_channels, teacher_channels, **asdict(config))
+    config.check()
+    settings = asdict(config)
+    normalise, shares = settings.pop("normalise"), settings.pop("shares")
+    if normalise is None:
+        return FGDLoss(student_channels, teacher_channels, **settings)
+    rest = {name: value for name, value in settings.items() if name not in WEIGHTS}
+    return NormalisedFGDLoss(student_channels, teacher_channels, shares, **rest)

@@ -22,6 +22,7 @@ from .frozen_teacher import FrozenTeacher
 from .joined_optimizer import join
 from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
+from .shares import DetectorShares
 from .taps import LayerTap, find_layer, layer_names
 from .teacher_settings import TeacherSettings, compile_what_runs
 
@@ -84,7 +85,8 @@ class DetectionDistiller(FrozenTeacher):
         student: the detector to train.
         teacher: the detector to learn from; it may be of another floating type than the student.
         criterion: called as ``criterion(student_features, teacher_features, boxes, image_sizes)``; returns a dict of
-            losses, as ``fgd_kernels.FGDLoss`` does. Its parameters belong in the optimizer: ``check_optimizer``.
+            losses, as ``fgd_kernels.FGDLoss`` does. Its parameters belong in the optimizer: ``check_optimizer``. If it
+            has a ``DetectorShares`` as ``shares``, its terms are kept at shares of the student's own loss.
         student_layers, teacher_layers: name or names of the modules whose outputs are distilled, such as
             ``backbone.fpn``; outputs may be tensors (N, C, H, W), or dicts, lists or tuples of them. None takes those
             that the adapter names, the neck's.
@@ -219,6 +221,13 @@ class DetectionDistiller(FrozenTeacher):
         if not isinstance(terms, Mapping):
             raise FGDTypeError(f"criterion: expected it to return a dict of losses, got {type(terms).__name__}")
         self._term_names = tuple(terms)
+        # Of a criterion that weighs its terms by the student's own loss, which only the distiller knows.
+        shares: DetectorShares | None = getattr(self.criterion, "shares", None)
+        if shares is not None:
+            own = torch.stack([loss.detach() for loss in features.step.losses.values()]).sum()
+            factors = shares.factors(terms, own)
+            terms = {name: term * weight for (name, term), weight in zip(terms.items(), factors, strict=True)}
+            levels = None if levels is None else levels * factors
         self.level_terms = None if levels is None or factor == 0 else levels * factor
         return dict(terms) if factor == 1 else {name: term * factor for name, term in terms.items()}
 

@@ -14,6 +14,7 @@ from .criterion import TERMS, WEIGHTS, CriterionConfig, FGDConfig, build_criteri
 from .distiller import DetectionDistiller, TeacherCache
 from .errors import FGDTypeError
 from .schedule import Schedule
+from .shares import checked_shares
 from .taps import layer_names
 from .teacher_settings import TeacherSettings
 
@@ -54,7 +55,8 @@ def distil(
         verbose: whether the decisions are printed.
         loss: in place of the preset's: ``alpha``, ``beta``, ``gamma``, ``lambda_``, ``temperature``; and
             ``level_weights``, ``attention``, ``split``, ``relation``, ``backend``, as ``fgd_kernels.FGDLoss`` takes
-            them. Of a ``criterion``: ``weight``, and what else its class takes.
+            them; or, in place of weights, ``normalise="detector"`` and ``shares``, as ``FGDConfig`` has them. Of a
+            ``criterion``: ``weight``, and what else its class takes.
 
     Returns:
         the distiller, in training mode, its loss on the student's device.
@@ -94,6 +96,10 @@ def _described(config: FGDConfig | CriterionConfig, whose: str) -> str:
     if isinstance(config, CriterionConfig):
         return f"the loss {config.name}, {config.arguments() or 'as its authors have it'}"
     temperature, weights = resolved(config)
+    if config.normalise is not None:
+        shares = zip(TERMS, checked_shares(config.shares), strict=True)
+        kept = ", ".join(f"{name} {share:.2g}" for name, share in shares)
+        return f"{len(TERMS)} terms, temperature {temperature:g}, kept at shares of the detector's own loss: {kept}"
     named = ", ".join(f"{name} {weight:g}" for name, weight in zip(WEIGHTS, weights, strict=True))
     return f"{len(TERMS)} terms, {config.preset} ({whose}): temperature {temperature:g}, {named}"
 

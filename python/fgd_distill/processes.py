@@ -43,6 +43,13 @@ def share_parameters(module: nn.Module) -> None:
         module.load_state_dict(from_first_process({name: value.cpu() for name, value in module.state_dict().items()}))
 
 
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The tensor's sum over the processes, on each; itself where there is but one. No gradient."""
+    if _distributed():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Gradients of parameters that no DistributedDataParallel holds become their means over the processes."""
     if not _distributed():

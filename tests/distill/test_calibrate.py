@@ -107,6 +107,14 @@ def test_weights_of_the_configuration_are_shown_and_switches_kept(digits, tmp_pa
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["model"]["fgd"]["level_weights"] == "inverse_area"
 
 
+def test_with_normalise_the_file_has_the_temperature_alone(digits, tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    calibrate(arguments(digits, "--model.fgd.normalise=detector", "--batches=1", f"--output={path}"))
+    assert "normalise: it finds the weights itself" in capsys.readouterr().out
+    written = yaml.safe_load(path.read_text())["model"]["fgd"]
+    assert written.keys() == {"preset", "normalise", "temperature"} and 5 < written["temperature"] < 10
+
+
 def measurement(terms, areas=(256, 64), detector=2.0, pixels=0.4, recall=0.7):
     """Of a pair whose levels measure these terms at weights of 1, at every temperature asked for."""
     terms = torch.tensor(terms, dtype=torch.float64)

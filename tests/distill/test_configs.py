@@ -15,7 +15,7 @@ from fgd_distill.training.run import DistillCLI, run
 
 PAIRS = sorted(path.name for path in CONFIGS.glob("*_r50.yaml"))
 OVERLAYS = {"coco.yaml": PAIRS[0], "coco_inherit.yaml": PAIRS[0], "digits_fgd.yaml": "digits_student.yaml"}
-OVERLAYS["digits_inherit.yaml"] = "digits_student.yaml"
+OVERLAYS |= dict.fromkeys(("digits_inherit.yaml", "digits_normalise.yaml"), "digits_student.yaml")
 OVERLAYS["alone.yaml"] = OVERLAYS["economical.yaml"] = PAIRS[0]
 
 

@@ -20,6 +20,8 @@ FAMILIES = {
     "LwDetr": lambda width: lw_detr(width=2 * width),
 }
 
+NORMALISED = {"Detr", "RTDetrV2"}
+
 
 def images(count: int = 8) -> list[dict]:
     generator = torch.Generator().manual_seed(5)
@@ -52,7 +54,8 @@ def trainer_of(family: str, folder, seed: int = 0, **options):
         str(folder / "run"), use_cpu=True, report_to=[], disable_tqdm=True, remove_unused_columns=False,
         dataloader_num_workers=0, learning_rate=1e-3, **settings
     )  # fmt: skip
-    more = {"teacher": teacher, "distillation": {"verbose": False, "temperature": 2.0}}
+    weighed = {"normalise": "detector"} if family in NORMALISED else {}
+    more = {"teacher": teacher, "distillation": {"verbose": False, "temperature": 2.0, **weighed}}
     return FGDTrainer(student, arguments, train_dataset=images(), data_collator=collate, **more)
 
 
@@ -63,12 +66,15 @@ def learnt(trainer) -> dict:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_steps_are_one_and_one(family, tmp_path):
-    whole = trainer_of(family, tmp_path)
+    accumulated = {"gradient_accumulation_steps": 2 if family == "Detr" else 1}
+    whole = trainer_of(family, tmp_path, **accumulated)
     start = learnt(whole)
     whole.train()
     end = learnt(whole)
     assert any(not torch.equal(start[name], end[name]) for name in end if name.startswith("criterion."))
-    resumed = trainer_of(family, tmp_path, seed=1)
+    counted = end.get("criterion.shares.counts", torch.zeros(1))[0]  # of the detector's own loss
+    assert counted == {"Detr": 4, "RTDetrV2": 2}.get(family, 0)
+    resumed = trainer_of(family, tmp_path, seed=1, **accumulated)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     assert not [name for name, value in learnt(resumed).items() if not torch.equal(value, end[name])]
 

@@ -148,6 +148,8 @@ def overlay(proposed: FGDConfig, measurement: Measurement, command: str) -> str:
     named = ", ".join(f"{term} {share:.2g}" for term, share in zip(TERMS, shares, strict=True))
     differs = {name: value for name, value in asdict(proposed).items() if value != getattr(FGDConfig(), name)}
     content = yaml.safe_dump({"model": {"fgd": {"preset": proposed.preset} | differs}}, sort_keys=False)
+    if proposed.normalise is not None:
+        return f"# {command}\n# Measured on {measurement.images} images.\n{content}"
     return (
         f"# {command}\n# The terms on {measurement.images} images: {named} times the detector's own loss, "
         f"{measurement.detector_loss:.3g}.\n{content}"

@@ -123,6 +123,9 @@ def calibrate(args: Sequence[str]) -> FGDConfig | CriterionConfig:
     start = replace(configured, preset=told or configured.preset)
     proposed = propose(measurement, start, settings.bounds, settings.temperature, settings.ratios == "equal")
     print("\n".join(report(measurement, candidates | {"proposed": proposed})))
+    if proposed.normalise is not None:
+        print("normalise: it finds the weights itself, so the file has the temperature alone")
+        proposed = replace(proposed, alpha=None, beta=None, gamma=None, lambda_=None)
     _write(overlay(proposed, measurement, command), settings.output)
     return proposed
 
