@@ -6,17 +6,27 @@ trainer = FGDTrainer(student, arguments, teacher=teacher, train_dataset=..., dat
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .calibration.choose import check_choice, find_by_loader, set_weights
 from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDValueError
+from .files import write_text
 from .processes import average_gradients, share_parameters
+
+logger = logging.getLogger(__name__)
+_CALIBRATED = "fgd_weights.yaml"
+"""In a checkpoint: what ``weights="calibrate"`` found, for a resumed training."""
 
 
 class FGDTrainer(Trainer):
@@ -29,6 +39,8 @@ class FGDTrainer(Trainer):
     Args:
         model: the student, a detector for which there is an adapter.
         teacher: the detector to learn from, with its weights; it is frozen.
+        weights: ``calibrate`` chooses temperature and weights before the first step, by four batches of the training
+            images, as ``fgd-distill calibrate`` does; a checkpoint keeps them. None takes those of ``distillation``.
         distillation: as ``fgd_distill.distil`` takes it: ``preset``, ``layers``, ``alpha`` and so on. A ``schedule``
             counts optimizer steps.
         args, options: as Trainer takes them. A batch of the data collator has ``pixel_values`` (N, 3, H, W), as the
@@ -50,9 +62,11 @@ class FGDTrainer(Trainer):
         *,
         teacher: nn.Module,
         distillation: dict[str, Any] | None = None,
+        weights: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, args, **options)
+        check_choice(weights)
         if self.args.n_gpu > 1:
             raise FGDValueError(
                 f"args: expected one device a process for distillation, got {self.args.n_gpu}; start one process a "
@@ -68,12 +82,17 @@ class FGDTrainer(Trainer):
                 "optimizers: expected (optimizer, None), got a scheduler, which was made without the loss's "
                 "parameters; name one by TrainingArguments(lr_scheduler_type=...)"
             )
-        self.distiller = distil(model, teacher, **(distillation or {}))
+        self.settings = dict(distillation or {})
+        self.distiller = distil(model, teacher, **self.settings)
         share_parameters(self.distiller.criterion)
         self._joined: Optimizer | None = None
         self._terms: dict[str, Tensor] = {}
         self._summed = 0
         self.add_callback(_CriterionsGradients(self.distiller.criterion))
+        self._calibrated: dict[str, float] = {}
+        self._resumed_from: str | None = None
+        if weights is not None:
+            self.add_callback(_Calibration(self))
 
     def create_optimizer(self, *args: Any, **options: Any) -> Optimizer:
         optimizer = super().create_optimizer(*args, **options)
@@ -100,7 +119,26 @@ class FGDTrainer(Trainer):
         self._summed += 1
         return sum(losses.values())
 
+    def calibrate(self, loader: Any) -> None:
+        """Weights by the training's batches, or those that a training which goes on has begun with."""
+        if self.state.global_step == 0:
+            size = self._train_batch_size
+            self._calibrated = find_by_loader(self.distiller, loader, self._prepare_inputs, self.settings, size)
+        else:
+            file = Path(str(self._resumed_from)) / _CALIBRATED
+            if not file.exists():
+                raise FGDValueError(f"weights: expected {file}, which a calibrated training writes, to resume it")
+            self._calibrated = yaml.safe_load(file.read_text())
+        logger.info(set_weights(self.distiller.criterion, self._calibrated))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._calibrated and self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_text(folder / _CALIBRATED, yaml.safe_dump(self._calibrated))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._resumed_from = resume_from_checkpoint
         if model is not None or not self._load_by_names_of_today(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -147,6 +185,16 @@ def _called_for(model: nn.Module, distiller: DetectionDistiller) -> Iterator[Non
         yield
     finally:
         give_back()
+
+
+class _Calibration(TrainerCallback):
+    """Before the first step, when the models are where they train."""
+
+    def __init__(self, trainer: FGDTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, train_dataloader: Any = None, **options: Any) -> None:
+        self.trainer.calibrate(train_dataloader)
 
 
 class _CriterionsGradients(TrainerCallback):

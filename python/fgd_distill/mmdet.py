@@ -12,15 +12,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.logging import MessageHub, print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader, load_state_dict
 from torch import Tensor, nn
 
 from .adapters.base import StudentStep
 from .adapters.mmdet import MMDetectionAdapter
+from .calibration.choose import find_by_loader, set_weights
 from .detectors.checkpoint import CRITERION_PREFIX, published_criterion, student_state_dict
 from .distiller import DetectionDistiller
 from .distilling import distil
@@ -112,6 +115,7 @@ class FGDDetector:
             settings["schedule"] = Schedule(**settings["schedule"])
         if isinstance(settings.get("teacher_settings"), Mapping):
             settings["teacher_settings"] = TeacherSettings(**settings["teacher_settings"])
+        self.distillation = settings
         # Past nn.Module's setattr: the distiller has this detector as a part, and must not be a part of it.
         self.__dict__["distiller"] = distil(self, teacher, adapter=PreparedBatches(), **settings)  # type: ignore[arg-type]
         self.criterion = self.distiller.criterion
@@ -177,6 +181,52 @@ class FGDDetector:
             kept = self.criterion.state_dict(prefix=prefix + CRITERION_PREFIX)
             state_dict.update({name: value.clone() for name, value in kept.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+
+@HOOKS.register_module()
+class FGDCalibration(Hook):
+    """Chooses temperature and weights of an ``FGDDetector`` before its first iteration, as ``fgd-distill calibrate``
+    does, by some batches of the training images; checkpoints keep them for a resumed training.
+
+    custom_hooks = [dict(type="FGDCalibration")]
+
+    Args:
+        batches: how many.
+    """
+
+    KEY = "fgd_weights"
+
+    def __init__(self, batches: int = 4) -> None:
+        self.batches = batches
+        self._found: dict[str, float] | None = None
+        self._stored: dict[str, float] | None = None
+
+    def before_train(self, runner: Any) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not isinstance(model, FGDDetector):
+            raise FGDTypeError(f"model: expected an FGDDetector to calibrate, got {type(model).__name__}")
+        if runner.iter == 0:
+            model.load_teacher()
+            self._found = find_by_loader(
+                model.distiller,
+                runner.train_dataloader,
+                lambda batch: model.data_preprocessor(batch, training=True),  # type: ignore[attr-defined]
+                model.distillation,
+                count=self.batches,
+            )
+        elif self._stored is None:
+            raise FGDValueError(
+                f"load_from: expected a checkpoint with {self.KEY!r}, of a training with FGDCalibration, to resume it"
+            )
+        else:
+            self._found = self._stored
+        runner.logger.info(set_weights(model.criterion, self._found))
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[self.KEY] = self._found
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._stored = checkpoint.get(self.KEY)
 
 
 class PreparedBatches(MMDetectionAdapter):

@@ -24,13 +24,12 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .adapters.ultralytics import is_rt_detr
-from .calibration.choose import choose_weights
-from .criterion import WEIGHTS
+from .calibration.choose import check_choice, find_weights, set_weights
 from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDTypeError, FGDValueError
 from .files import write_text
-from .processes import average_gradients, from_first_process, share_parameters
+from .processes import average_gradients, share_parameters
 
 _TRAINERS = {"detect": DetectionTrainer, "segment": SegmentationTrainer, "pose": PoseTrainer, "obb": OBBTrainer}
 _CALIBRATED = "fgd_weights.yaml"
@@ -73,8 +72,7 @@ class FGDTrainer(DetectionTrainer):
                 first step, as ``fgd-distill calibrate`` does. None takes those of the settings.
             settings: as ``fgd_distill.distil`` takes them: ``preset``, ``layers``, ``alpha`` and so on.
         """
-        if weights not in (None, "calibrate"):
-            raise FGDValueError(f"weights: expected 'calibrate' or None, got {weights!r}")
+        check_choice(weights)
         return type(cls.__name__, (cls,), {"teacher": teacher, "settings": settings, "weights": weights})
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -127,12 +125,9 @@ class FGDTrainer(DetectionTrainer):
             found = yaml.safe_load(file.read_text())
         else:
             batches = [(self.preprocess_batch(batch), None) for batch in itertools.islice(self.train_loader, 4)]
-            config = choose_weights(self.distiller, batches, **self.settings)
-            found = from_first_process({name: getattr(config, name) for name in ("temperature", *WEIGHTS)})
+            found = find_weights(self.distiller, batches, self.settings)
             write_text(file, yaml.safe_dump(found))
-        for name, value in found.items():
-            setattr(self.distiller.criterion, name, value)
-        LOGGER.info(f"distil: calibrated to {', '.join(f'{name} {value:g}' for name, value in found.items())}")
+        LOGGER.info(set_weights(self.distiller.criterion, found))
 
     def optimizer_step(self) -> None:
         # DistributedDataParallel holds the student alone.

@@ -8,6 +8,9 @@ from test_adapters_detr import build as detr
 from test_adapters_huggingface import build as rt_detr
 from test_adapters_rf_detr import lw_detr, rf_detr
 
+import fgd_kernels as fgd
+from fgd_distill.criterion import WEIGHTS
+
 transformers = pytest.importorskip("transformers", reason="pip install --no-deps -r requirements-adapters.txt")
 pytest.importorskip("accelerate", reason="pip install --no-deps -r requirements-adapters.txt")
 
@@ -20,7 +23,7 @@ FAMILIES = {
     "LwDetr": lambda width: lw_detr(width=2 * width),
 }
 
-NORMALISED = {"Detr", "RTDetrV2"}
+NORMALISED = {"Detr", "RTDetrV2"}  # the others have weights
 
 
 def images(count: int = 8) -> list[dict]:
@@ -42,7 +45,7 @@ def collate(items: list[dict]) -> dict:
     return {"pixel_values": stacked, "labels": [item["labels"] for item in items]}
 
 
-def trainer_of(family: str, folder, seed: int = 0, **options):
+def trainer_of(family: str, folder, seed: int = 0, weights: str | None = None, **options):
     from fgd_distill.huggingface import FGDTrainer
 
     torch.manual_seed(0)
@@ -55,7 +58,7 @@ def trainer_of(family: str, folder, seed: int = 0, **options):
         dataloader_num_workers=0, learning_rate=1e-3, **settings
     )  # fmt: skip
     weighed = {"normalise": "detector"} if family in NORMALISED else {}
-    more = {"teacher": teacher, "distillation": {"verbose": False, "temperature": 2.0, **weighed}}
+    more = {"teacher": teacher, "weights": weights, "distillation": {"verbose": False, "temperature": 2.0, **weighed}}
     return FGDTrainer(student, arguments, train_dataset=images(), data_collator=collate, **more)
 
 
@@ -101,6 +104,33 @@ def test_two_processes_train_one_student_and_one_criterion(tmp_path):
     trained = [name for name in end if "running" not in name and "num_batches" not in name]
     assert not [name for name in trained if not torch.equal(end[name], other_end[name])]
     assert any(not torch.equal(start[name], end[name]) for name in own)
+
+
+@pytest.mark.parametrize("family", ["DFine", "DeformableDetr", "LwDetr"])
+def test_calibrated_weights(family, tmp_path):
+    """They fit, disturb nothing, and come back when a training resumes."""
+    trainer = trainer_of(family, tmp_path, weights="calibrate")
+    plain = trainer_of(family, tmp_path, max_steps=1, save_strategy="no")
+    seen = [[], []]
+    for each, batches in zip((trainer, plain), seen, strict=True):
+        each.distiller.register_forward_pre_hook(lambda _, given, to=batches: to.append(given[0]["pixel_values"]))
+        each.train()
+    assert len(seen[0]) == 2 and torch.equal(seen[0][0], seen[1][0])  # the order is the one without calibration
+    found, preset = ([getattr(each.distiller.criterion, name) for name in WEIGHTS] for each in (trainer, plain))
+    assert found != preset and trainer.distiller.criterion.temperature == 2.0
+    line = trainer.state.log_history[0]
+    own = line["loss"] - sum(line[name] for name in fgd.LOSS_NAMES)
+    assert 1 < (line["loss"] - own) / own < 9  # three times it, on other batches
+    resumed = trainer_of(family, tmp_path, seed=1, weights="calibrate")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert [getattr(resumed.distiller.criterion, name) for name in WEIGHTS] == found
+    end = learnt(trainer)
+    assert not [name for name, value in learnt(resumed).items() if not torch.equal(value, end[name])]
+    (tmp_path / "run" / "checkpoint-1" / "fgd_weights.yaml").unlink()
+    with pytest.raises(ValueError, match="weights: expected .*fgd_weights.yaml, which a calibrated training writes"):
+        trainer_of(family, tmp_path, weights="calibrate").train(
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1")
+        )
 
 
 def test_mixed_precision(tmp_path):

@@ -18,6 +18,7 @@ from test_adapters_mmdet import retinanet
 
 import fgd_kernels as fgd
 from fgd_distill.commands import main as cli
+from fgd_distill.criterion import WEIGHTS
 from fgd_distill.shipped import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,36 @@ def test_a_resumed_training_is_the_one_that_was_not_cut(data, tmp_path):
     started = torch.load(config.load_from, weights_only=False)["state_dict"]
     for name in ("criterion.levels.0.conv_mask_s.weight", "criterion.shares.averages"):
         assert not torch.equal(ours["state_dict"][name], started[name])
+
+
+def test_calibrated_weights(data, tmp_path):
+    """By the hook, before the first iteration; a resumed training has them from its checkpoint."""
+    from fgd_distill.mmdet import config_path
+
+    def configured(folder, epochs=1):
+        config = small_config(config_path("fcos_r101_r50.py"), data, folder, epochs)
+        config.custom_hooks = [{"type": "FGDCalibration", "batches": 2}]
+        return config
+
+    def weights(runner):
+        return [getattr(runner.model.criterion, name) for name in ("temperature", *WEIGHTS)]
+
+    first = run(configured(tmp_path / "one"))
+    preset = list(fgd.PRESETS["one_stage_anchor_free"].values())
+    assert sorted(weights(first)) != sorted(preset)
+    scalars = {name: first.message_hub.get_scalar(f"train/{name}").data[0][0] for name in ("loss", *fgd.LOSS_NAMES)}
+    own = scalars["loss"] - sum(scalars[name] for name in fgd.LOSS_NAMES)
+    assert 1 < (scalars["loss"] - own) / own < 9  # three times it, on other batches
+    checkpoint = tmp_path / "one" / "run" / "epoch_1.pth"
+    config = configured(tmp_path / "two", epochs=2)
+    config.resume, config.load_from = True, str(checkpoint)
+    resumed = run(config)
+    assert resumed.iter == 4 and weights(resumed) == weights(first)
+    content = torch.load(checkpoint, weights_only=False)
+    del content["fgd_weights"]
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match="load_from: expected a checkpoint with 'fgd_weights'"):
+        run(config)
 
 
 def test_the_page_s_own_pair(data, tmp_path, monkeypatch):

@@ -1,14 +1,24 @@
-"""Weights for a pair of detectors in somebody else's trainer: measured and proposed in one call."""
+"""Weights for a pair of detectors in somebody else's trainer: measured, proposed and set in one call."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..criterion import FGDConfig
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from ..criterion import WEIGHTS, FGDConfig
 from ..distiller import DetectionDistiller
+from ..errors import FGDValueError
+from ..processes import from_first_process
 from .measure import measure
 from .propose import Bounds, propose
 
@@ -36,3 +46,80 @@ def choose_weights(
     measurement = measure(distiller, batches, temperatures)
     distiller.student.load_state_dict(state)  # its batch statistics have moved
     return propose(measurement, config, Bounds(), config.temperature)
+
+
+def find_weights(
+    distiller: DetectionDistiller, batches: Sequence[tuple[Any, Any]], settings: Mapping[str, Any]
+) -> dict[str, float]:
+    """What ``choose_weights`` chooses, by name, on every process what the first has; ``set_weights`` takes it.
+
+    With ``normalise`` among the settings it is the temperature alone.
+    """
+    config = choose_weights(distiller, batches, **settings)
+    names = ("temperature",) if config.normalise is not None else ("temperature", *WEIGHTS)
+    return from_first_process({name: getattr(config, name) for name in names})
+
+
+def set_weights(criterion: nn.Module, found: Mapping[str, float]) -> str:
+    """Gives the loss what was found, and returns it for a log."""
+    for name, value in found.items():
+        setattr(criterion, name, value)
+    return f"distil: calibrated to {', '.join(f'{name} {value:g}' for name, value in found.items())}"
+
+
+def find_by_loader(
+    distiller: DetectionDistiller,
+    loader: Any,
+    prepare: Callable[[Any], Any],
+    settings: Mapping[str, Any],
+    batch_size: int | None = None,
+    count: int = 4,
+) -> dict[str, float]:
+    """``find_weights`` by some batches of a trainer's loader, which knows nothing of it.
+
+    Images are drawn at random out of its dataset, collated as it does, in this process. Its sampler, its processes and
+    the random numbers go on as if nothing had been asked, so that a training that resumes sees the same batches.
+
+    Args:
+        distiller: as for ``choose_weights``.
+        loader: of torch, or of that interface.
+        prepare: makes a batch of it what the adapter takes, on the distiller's device.
+        settings: as for ``choose_weights``.
+        batch_size: None asks the loader.
+        count: of batches.
+    """
+    with _random_numbers_of_its_own():
+        batches = [(prepare(batch), None) for batch in _drawn(loader, batch_size, count)]
+        return find_weights(distiller, batches, settings)
+
+
+def _drawn(loader: Any, batch_size: int | None, count: int) -> Iterator[Any]:
+    size = batch_size or loader.batch_size or loader.batch_sampler.batch_size
+    if isinstance(loader.dataset, IterableDataset):
+        samples = list(itertools.islice(loader.dataset, count * size))
+    else:
+        samples = [loader.dataset[index] for index in torch.randperm(len(loader.dataset))[: count * size].tolist()]
+    whole = len(samples) // size * size or len(samples)
+    for start in range(0, whole, size):
+        yield loader.collate_fn(samples[start : start + size])
+
+
+@contextlib.contextmanager
+def _random_numbers_of_its_own() -> Iterator[None]:
+    """The same ones on every process; afterwards those from outside go on."""
+    held = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(held[0])
+            np.random.set_state(held[1])
+
+
+def check_choice(weights: Any) -> None:
+    """Raises ValueError unless this is a trainer's argument ``weights``."""
+    if weights not in (None, "calibrate"):
+        raise FGDValueError(f"weights: expected 'calibrate' or None, got {weights!r}")
