@@ -79,13 +79,15 @@ def test_the_page_on_the_published_code(tmp_path, monkeypatch):
     assert list(names["student"]) == ["neck.weight"]
 
 
-def test_the_page_on_a_loop_of_ones_own(capsys):
+def test_the_page_on_a_loop_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for _, content in steps_of(ROOT / "docs" / "tutorials" / "your-own-loop.md"):
         exec(compile(content, "your-own-loop.md", "exec"), names)
     assert set(names["losses"]) == set(fgd.LOSS_NAMES)
     assert names["student"].stem.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in names["teacher"].parameters())
+    assert Path("foreground.png").stat().st_size > 1000
     assert "student_features: expected 3 levels (num_levels), got 2" in capsys.readouterr().out
 
 

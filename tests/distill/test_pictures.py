@@ -21,6 +21,7 @@ from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import metrics_file, read_metrics, smooth
 from fgd_distill.pictures.images import coco_image
 from fgd_distill.pictures.style import labelled
+from fgd_kernels import foreground
 
 DEMO_TABLE = Path(__file__).parents[2] / "bench" / "results" / "digits_students.csv"
 
@@ -80,7 +81,8 @@ def test_attention_of_a_coco_image(digits, weights, tmp_path):
     cli.main(attention_args(weights, output, distilled, *folder, "--index=2", "--temperature=8"))
     height, width = pixels_of(output).shape[:2]
     assert abs(width - 4 * 2.08 * 110) <= 1  # the mask and three models, at 110 dots an inch
-    cli.main(attention_args(weights, output, distilled, *folder, "--levels=[1]", "--temperature=8"))
+    masks = ["--foreground=masks", "--levels=[1]", "--temperature=8"]
+    cli.main(attention_args(weights, output, distilled, *folder, *masks))
     assert pixels_of(output).shape[0] < 0.45 * height
     assert [path.name for path in output.parent.iterdir()] == ["attention.png"]
 
@@ -128,6 +130,39 @@ def test_the_frame_is_the_padded_batch(pair):
         assert [tuple(m.shape) for m in maps] == [(12, 16), (6, 8), (3, 4)]
         assert all(float(m.mean()) == pytest.approx(1, abs=1e-5) for m in maps)
     assert student.training and all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_masks_as_foreground_lie_where_their_objects_lie(pair):
+    """In the padded batch: as for boxes, an image of 60 x 90 fills 85 x 128 of 96 x 128."""
+    student, teacher = pair
+    image, box = torch.rand(3, 60, 90), torch.tensor([[45.0, 30.0, 60.0, 40.0]])
+    masks = torch.zeros(1, 60, 90, dtype=torch.uint8)
+    masks[0, 30:40, 45:60] = 1
+    by_mask = pictures.view_attention(teacher, {"ours": student}, image, box, masks=masks)
+    by_box = pictures.view_attention(teacher, {"ours": student}, image, box)
+    assert torch.equal(by_mask.boxes, by_box.boxes) and by_mask.foreground[0].shape == (12, 16)
+    rows, columns = by_mask.foreground[0].nonzero().unbind(1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 7, 8, 10)  # 42.5 to 56.7 and 64 to 85.3
+    assert float(by_mask.foreground[0].max()) == pytest.approx(1 / 9)
+    empty = pictures.view_attention(teacher, {"ours": student}, image, box[:0], masks=masks[:0])
+    assert all(float(level.max()) == 0 for level in empty.foreground)
+
+
+def test_what_the_loss_takes_for_foreground_is_drawn():
+    turned = [torch.zeros(0, 5), torch.tensor([[32.0, 24.0, 40.0, 8.0, 0.5]])]
+    shapes, sizes = foreground.rotated_boxes(turned, [(48, 64)] * 2), [(12, 16), (6, 8)]
+    for given in (shapes, [shapes(*size) for size in sizes]):
+        figure = pictures.draw_foreground(torch.rand(3, 48, 64), given, sizes, index=1, boxes=torch.rand(1, 4))
+        assert len(figure.axes) == 2 and "level 1, 6×8: foreground" in figure.axes[1].get_title()
+        for axes, size in zip(figure.axes, sizes, strict=True):
+            shown = torch.from_numpy(np.nan_to_num(axes.get_images()[1].get_array().filled(0)))
+            torch.testing.assert_close(shown, shapes(*size)[1])
+    with pytest.raises(ValueError, match="foreground: expected boxes for an image without annotations"):
+        attention.show_attention(
+            DetectorConfig("", 1, "a.pt"), DetectorConfig("", 1), image="a.png", foreground="masks"
+        )
+    with pytest.raises(ValueError, match=r"foreground: expected maps \(N, H, W\) of .*, got \[\(12, 16\)\]"):
+        pictures.draw_foreground(torch.rand(3, 48, 64), [shapes(12, 16)], sizes)
 
 
 def test_mask_rcnn_whose_step_asks_for_masks(pair):

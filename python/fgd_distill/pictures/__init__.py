@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .attention import draw_attention, show_attention
     from .bars import draw_ap, plot_ap
     from .curves import draw_curves, plot_training
+    from .foreground import draw_foreground
     from .view import AttentionView, view_attention
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "draw_ap",
     "draw_attention",
     "draw_curves",
+    "draw_foreground",
     "plot_ap",
     "plot_training",
     "show_attention",
@@ -26,6 +28,7 @@ __getattr__ = names_from(
         "attention": ("draw_attention", "show_attention"),
         "bars": ("draw_ap", "plot_ap"),
         "curves": ("draw_curves", "plot_training"),
+        "foreground": ("draw_foreground",),
         "view": ("AttentionView", "view_attention"),
     },
 )

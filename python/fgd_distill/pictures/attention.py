@@ -21,6 +21,7 @@ from .style import HEAT, check_png, save
 from .view import TEACHER, AttentionView, view_attention
 
 Scale = Literal["fixed", "teacher"]
+ForegroundKind = Literal["boxes", "masks"]
 WIDTH = 2.0  # inches of a panel
 TITLE = 0.42  # inches above it
 BRIGHTEST = 4.0  # times the mean: what the fixed scale's last colour stands for
@@ -66,12 +67,10 @@ def draw_attention(
 
 
 def _draw_spatial(row: Sequence[Axes], legend: Axes, view: AttentionView, level: int, scale: Scale) -> None:
-    _over_picture(row[0], view, view.foreground[level].where(view.foreground[level] > 0, torch.nan), None)
-    height, width = view.foreground[level].shape
-    row[0].set_title(f"level {level}, {height}×{width}: foreground", fontsize=9)
+    over_foreground(row[0], view.picture, view.foreground[level], level, view.boxes)
     span = _span(view.spatial[TEACHER][level], scale)
     for axes, (name, maps) in zip(row[1:], view.spatial.items(), strict=True):
-        shown = _over_picture(axes, view, maps[level], span)
+        shown = _over_picture(axes, view.picture, maps[level], span, view.boxes)
         axes.set_title(_title(name, "pixels", maps[level], view.spatial[TEACHER][level]), fontsize=9)
     _colour_bar(legend, shown, 0.62, "spatial attention $A^S$", scale)
 
@@ -89,16 +88,25 @@ def _draw_channels(row: Sequence[Axes], legend: Axes, view: AttentionView, level
     _colour_bar(legend, shown, 0.22, "channel attention $A^C$", scale)
 
 
-def _over_picture(axes: Axes, view: AttentionView, values: Tensor, span: tuple[float, float] | None) -> AxesImage:
+def over_foreground(axes: Axes, picture: Tensor, weights: Tensor, level: int, boxes: Tensor) -> None:
+    """A level's foreground (H, W) over the grey picture, the background left free."""
+    _over_picture(axes, picture, weights.where(weights > 0, torch.nan), None, boxes)
+    height, width = weights.shape
+    axes.set_title(f"level {level}, {height}×{width}: foreground", fontsize=9)
+
+
+def _over_picture(
+    axes: Axes, picture: Tensor, values: Tensor, span: tuple[float, float] | None, boxes: Tensor
+) -> AxesImage:
     """``values`` (H, W) over the grey picture, in the picture's pixels: the map covers it from edge to edge."""
-    _, height, width = view.picture.shape
+    _, height, width = picture.shape
     extent = (0, width, height, 0)
-    axes.imshow(view.picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
+    axes.imshow(picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, extent=extent)
     low, high = span or (0.0, float(values.nan_to_num(0.0).max()) or 1.0)
     shown = axes.imshow(
         values.numpy(), cmap=HEAT, vmin=low, vmax=high, alpha=0.62, extent=extent, interpolation="nearest"
     )
-    for x1, y1, x2, y2 in view.boxes.tolist():
+    for x1, y1, x2, y2 in boxes.tolist():
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=0.9))
     axes.set_axis_off()
     return shown
@@ -151,6 +159,7 @@ def show_attention(
     scale: Scale = "fixed",
     output: str = "attention.png",
     adapter: str | None = None,
+    foreground: ForegroundKind = "boxes",
 ) -> None:
     """Draws the spatial and channel attention of teacher, student and distilled student for one image, as a PNG.
 
@@ -173,6 +182,8 @@ def show_attention(
             the teacher's values, so that small differences show.
         output: the PNG file to write.
         adapter: of detectors of your own family, module:Class; by the student's class if none is given.
+        foreground: what the foreground is made of; masks are those of the annotations' polygons, which may also be
+            rotated boxes, as the loss gets them from ``fgd_kernels.foreground.instance_masks``.
 
     Raises:
         FileNotFoundError: an image, an annotation file or weights are missing.
@@ -185,9 +196,11 @@ def show_attention(
     if teacher.weights is None:
         raise FGDValueError("teacher.weights: expected a file with trained weights, got None: it would look at noise")
     if images is not None and annotations is not None:
-        pixels, boxes, _ = coco_image(images, annotations, index)
+        pixels, boxes, masks = coco_image(images, annotations, index, foreground == "masks")
+    elif foreground == "masks":
+        raise FGDValueError(f"foreground: expected boxes for an image without annotations, got {foreground}")
     else:
-        pixels, boxes, _ = image_file(str(image))
+        pixels, boxes, masks = image_file(str(image))
     configs = {"student": student} | ({} if distilled is None else {"distilled student": distilled})
     view = view_attention(
         build_detector(teacher).eval(),
@@ -198,6 +211,7 @@ def show_attention(
         student_layers=student_layers,
         temperature=temperature,
         adapter=adapter,
+        masks=masks,
     )
     save(draw_attention(view, levels, temperature, scale), output)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fgd_kernels as fgd
-from fgd_kernels import reference
+from fgd_kernels import foreground, reference
 
 from ..adapters import DetectorAdapter, as_adapter, backbone_features
 from ..distiller import layer_names
@@ -29,7 +31,8 @@ class AttentionView:
     Args:
         picture: (3, h, w) in 0..1, the padded batch as it looks.
         boxes: (n, 4) xyxy in pixels of ``picture``.
-        foreground: (H, W) each, M·S of the paper's (2) and (3): the largest weight of a box that covers the pixel.
+        foreground: (H, W) each, M·S of the paper's (2) and (3): the largest weight of a box, or of a mask, that covers
+            the pixel.
         spatial: A^S (7) by model, (H, W) each, mean 1. The teacher comes first.
         channel: A^C (8) by model, (C,) each, mean 1.
     """
@@ -51,6 +54,7 @@ def view_attention(
     student_layers: str | Sequence[str] | None = None,
     temperature: float = 0.5,
     adapter: DetectorAdapter | str | None = None,
+    masks: Tensor | None = None,
 ) -> AttentionView:
     """Runs all models, in eval mode, on the batch that the first student's training step makes of one image.
 
@@ -64,6 +68,7 @@ def view_attention(
             names them.
         temperature: T of (7) and (8); the one that the loss uses.
         adapter: knows how the detectors are run; an object, or its class as ``module:Class``. None chooses one.
+        masks: (n, h, w), 0 outside of an object: they are the foreground then, and not the boxes.
 
     Raises:
         ValueError: no student, a layer that does not exist, a temperature that is not positive, or models that
@@ -83,8 +88,11 @@ def view_attention(
     device = next(first.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a training may choose a size by chance
-        target = {"boxes": boxes.to(device), "labels": labels.to(device)}
-        batch, (moved,) = adapter.frame(first, [image.to(device)], [target])
+        whole = boxes.new_tensor([[0, 0, image.shape[2], image.shape[1]]])  # where it lies in the batch is asked, too
+        some_label = torch.full((1,), adapter.first_label(first))
+        target = {"boxes": torch.cat([boxes, whole]), "labels": torch.cat([labels.cpu(), some_label])}
+        batch, (moved,) = adapter.frame(first, [image.to(device)], [{k: v.to(device) for k, v in target.items()}])
+    moved, place = moved[:-1], moved[-1]
     layers = {name: layer_names(student_layers or adapter.default_layers(model)) for name, model in students.items()}
     layers[TEACHER] = layer_names(teacher_layers or adapter.default_layers(teacher))
     models = {TEACHER: teacher} | dict(students)
@@ -96,10 +104,24 @@ def view_attention(
     if len(set(counts.values())) > 1:
         raise FGDValueError(f"layers: expected as many feature maps of every model, got {counts}")
     packed = fgd.pack_boxes([moved], [tuple(batch.shape[-2:])], moved.device)
+    weights = partial(reference.foreground_mask, *packed)
+    if masks is not None:
+        weights = foreground.instance_masks([_placed(masks.to(device), place, batch)])
     return AttentionView(
         picture=adapter.picture(first, batch)[0].cpu(),
         boxes=moved.cpu(),
-        foreground=[reference.foreground_mask(*packed, *f.shape[-2:])[0].cpu() for f in features[TEACHER]],
+        foreground=[weights(*f.shape[-2:])[0].cpu() for f in features[TEACHER]],
         spatial={n: [reference.spatial_attention(f, temperature)[0].cpu() for f in m] for n, m in features.items()},
         channel={n: [reference.channel_attention(f, temperature)[0].cpu() for f in m] for n, m in features.items()},
     )
+
+
+def _placed(masks: Tensor, place: Tensor, batch: Tensor) -> Tensor:
+    """Masks (n, h, w) of an image as bool (n, H, W) of the batch, in which the image fills the box ``place``."""
+    left, top, right, bottom = (round(value) for value in place.tolist())
+    height, width = batch.shape[-2:]
+    there = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
+    if len(masks):
+        resized = F.interpolate((masks != 0).float()[None], size=(bottom - top, right - left))[0] > 0
+        there[:, top:bottom, left:right] = resized[:, : height - top, : width - left]
+    return there
