@@ -2,6 +2,7 @@
 
     python -m bench.losses                        # all losses, CSV in runs/losses.csv
     python -m bench.losses --levels 1 --names fgd fgd_non_local fgd_none --rounds 3
+    python -m bench.losses --names fgd_maps       # with the foreground as maps in place of boxes
 
 Levels of an 800x1344 batch of 2 (strides 8 to 128), 256 channels, 7 boxes an image, float32, one thread. In each
 round every loss runs once; `ratio` is the median over the rounds of its time divided by FGD's in the same round. Memory
@@ -25,7 +26,18 @@ from bench.machine import description
 from fgd_distill.criteria import CRITERIA, criterion_class
 
 BATCH, BOXES = 2, 7
-NAMES = ("fgd", "fgd_none", "fgd_non_local", *CRITERIA)
+NAMES = ("fgd", "fgd_maps", "fgd_none", "fgd_non_local", *CRITERIA)
+
+
+class WithMaps(fgd.FGDLoss):
+    """FGD, called with boxes, that takes maps in their place."""
+
+    def __init__(self, *args: int, maps: list[torch.Tensor]) -> None:
+        super().__init__(*args)
+        self.maps = maps
+
+    def forward(self, student, teacher, boxes, sizes):
+        return super().forward(student, teacher, foreground=self.maps)
 
 
 class Problem:
@@ -41,12 +53,16 @@ class Problem:
         corner = torch.rand(BATCH, BOXES, 2) * torch.tensor([width * 0.6, height * 0.6])
         size = torch.exp(torch.rand(BATCH, BOXES, 2) * 3 + 3)
         self.boxes = list(torch.cat([corner, corner + size], dim=2))
+        packed = fgd.pack_boxes(self.boxes, [FRAME] * BATCH, "cpu")
+        self.maps = [fgd.reference.foreground_mask(*packed, *shape[2:]) for shape in shapes]
         self.levels = levels
 
     def criterion(self, name: str) -> torch.nn.Module:
         """The loss with its own parameters, for as many channels of student and teacher."""
         if name in CRITERIA:
             return criterion_class(name)(CHANNELS, CHANNELS, self.levels)
+        if name == "fgd_maps":
+            return WithMaps(CHANNELS, CHANNELS, self.levels, maps=self.maps)
         return fgd.FGDLoss(CHANNELS, CHANNELS, self.levels, relation=name.removeprefix("fgd").lstrip("_") or "gc")
 
     def step(self, criterion: torch.nn.Module) -> float:
