@@ -1,10 +1,12 @@
 """``fgd-distill compare``: each setting is what its name says, a comparison goes on, and gains are seed by seed."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from fgd_distill.commands import compare as module
 from fgd_distill.commands import main as cli
-from fgd_distill.commands.compare import METRICS, Comparison, equal_steps, read_lines, table
+from fgd_distill.commands.compare import METRICS, Comparison, _outlasted, equal_steps, read_lines, stretched, table
 
 
 def line(setting, seed, ap, seconds="10", steps="100"):
@@ -56,6 +58,31 @@ def test_gains_are_seed_by_seed():
     assert cells["both"][:5] == ["1", "100", "26.0", "+6.0", "+1.0"]
     assert cells["alone"][:4] == ["2", "100", "15.0", "10.0 to 20.0"]
     assert equal_steps(lines, 1) == 150
+
+
+def test_equal_time_is_made_again_where_a_longer_training_came_later():
+    early = [line("alone", 0, 10), line("inherited", 0, 12, "12"), line("alone, equal time", 0, 11, "12", "120")]
+    assert _outlasted(early, 0) is None and _outlasted(early, 1) is None
+    assert _outlasted([*early, line("distilled", 0, 20, "11")], 0) is None
+    assert _outlasted([*early, line("both", 1, 20, "15")], 0) is None
+    assert _outlasted([*early, line("both", 0, 20, "15")], 0) is early[-1]
+
+
+def test_the_learning_rate_takes_as_long_as_the_training():
+    def model(scheduler=None, milestones=None):
+        lr_milestones = None if milestones is None else SimpleNamespace(milestones=milestones)
+        return SimpleNamespace(lr_scheduler=scheduler, lr_milestones=lr_milestones)
+
+    def option(name, value):
+        return [f"--model.lr_scheduler.init_args.{name}={value}"]
+
+    assert stretched(model(), 1.5) == []
+    assert stretched(model(milestones=[16, 22]), 1.5) == ["--model.lr_milestones.milestones=[24, 33]"]
+    one_cycle = {"init_args": {"max_lr": 0.1, "total_steps": 601, "epochs": None, "pct_start": 0.1}}
+    assert stretched(model(one_cycle), 1.5) == option("total_steps", 902)
+    assert stretched(model({"init_args": {"milestones": [1, 4], "gamma": 0.1}}), 1.1) == option("milestones", [2, 5])
+    assert stretched(model({"init_args": {"step_size": 10}}), 1.0) == option("step_size", 10)
+    assert stretched(model({"class_path": "LinearLR"}), 2) == []
 
 
 @pytest.mark.parametrize(

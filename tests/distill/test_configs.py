@@ -8,6 +8,11 @@ import torch
 import yaml
 from torchvision.models import resnet50
 
+from fgd_distill.commands.calibrate import CalibrateCLI
+from fgd_distill.commands.compare import _model_of
+from fgd_distill.commands.main import COMMANDS
+from fgd_distill.commands.profile import ProfileCLI
+from fgd_distill.commands.slips import slip
 from fgd_distill.detectors.by_name import DetectorConfig, build_detector, detector_names
 from fgd_distill.shipped import CONFIGS
 from fgd_distill.training.bases import with_bases
@@ -46,6 +51,21 @@ def test_every_configuration_parses(parse, name):
     config = parse(*names)
     for detector in (config.model.student, config.model.teacher):
         assert detector is None or detector.name in detector_names()
+
+
+@pytest.mark.parametrize("command", ["calibrate", "compare", "profile"])
+def test_what_a_training_has_written_serves_the_other_commands(parse, tmp_path, command):
+    """Its config.yaml has two keys more than they take; on the command line these are a slip."""
+    saved = yaml.safe_load((CONFIGS / PAIRS[0]).read_text()) | {"ckpt_path": "a.ckpt", "weights_only": None}
+    saved["base"] = str(CONFIGS / saved["base"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(saved))
+    options = [f"--config={path}"]
+    assert slip(command, COMMANDS[command].function, True, options) is None
+    read = {"calibrate": CalibrateCLI, "compare": _model_of, "profile": ProfileCLI}[command](options)
+    model = read if command == "compare" else read.config.model
+    assert model.student.name == parse(PAIRS[0]).model.student.name
+    assert "unrecognized option" in slip(command, COMMANDS[command].function, True, [*options, "--ckpt_path=a.ckpt"])
 
 
 def test_economical_is_the_same_pair_with_a_cheaper_teacher(parse):

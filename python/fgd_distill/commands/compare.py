@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ SETTINGS: Mapping[str, list[str]] = {
     "both": ["--model.inherit=true"],
     EQUAL_TIME: ["--config=alone.yaml"],
 }
+LENGTHS = ("total_steps", "T_max", "step_size", "milestones", "epochs")
+"""Arguments of PyTorch's schedulers that grow with the training."""
 COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "options", "machine")
 Line = dict[str, str]
 
@@ -90,22 +93,23 @@ def compare(args: Sequence[str]) -> None:
     ordered = [setting for setting in SETTINGS if setting in wanted.settings]  # equal time needs the others'
     for seed in wanted.seeds:
         for setting in ordered:
+            if setting == EQUAL_TIME and (line := _outlasted(lines, seed)):
+                lines.remove(line)
             if not any((line["setting"], line["seed"]) == (setting, str(seed)) for line in lines):
                 print(f"\n{setting}, seed {seed}", flush=True)
                 steps = equal_steps(lines, seed) if setting == EQUAL_TIME else None
-                lines.append(_train(setting, seed, options, steps) | {"options": told, "machine": machine()})
+                lines.append(_train(setting, seed, options, steps, lines) | {"options": told, "machine": machine()})
                 write_lines(lines, path)
     shown = [line for line in lines if line["setting"] in ordered and int(line["seed"]) in wanted.seeds]
     print("", *table(shown), "", f"{path} has every training", sep="\n")
     plot_ap(str(path), ordered, str(path.with_suffix(".png")))
 
 
-def _train(setting: str, seed: int, options: Sequence[str], steps: int | None) -> Line:
-    overlay = [*SETTINGS[setting], f"--seed_everything={seed}", f"--data.seed={seed}"]
+def _train(setting: str, seed: int, options: Sequence[str], steps: int | None, lines: Sequence[Line]) -> Line:
+    overlay = [*SETTINGS[setting], f"--seed_everything={seed}", f"--data.seed={seed}", "--ckpt_path=null"]
     if steps is not None:
         overlay += [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
-        if any("total_steps" in option for option in _scheduler_of(options)):
-            overlay.append(f"--model.lr_scheduler.init_args.total_steps={steps}")
+        overlay += stretched(_model_of(options), steps / int(_line(lines, seed, ALONE)["steps"]))
     cli = run(["fit", *options, *overlay])
     trained = cli.trainer.global_step
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
@@ -114,22 +118,56 @@ def _train(setting: str, seed: int, options: Sequence[str], steps: int | None) -
     return {"setting": setting, "seed": str(seed), "steps": str(trained), **metrics, "seconds": f"{seconds(cli):.1f}"}
 
 
-def _scheduler_of(options: Sequence[str]) -> list[str]:
-    """The settings of the learning-rate scheduler that these options give."""
+def _model_of(options: Sequence[str]) -> Any:
+    """The configuration of the model that these options give."""
     from ..training.run import DistillCLI
 
     class Parsed(DistillCLI):
         def instantiate_classes(self) -> None:
             """Nothing is built."""
 
-    scheduler: Any = Parsed([*options, "--config=alone.yaml"]).config.model.lr_scheduler
-    return [] if scheduler is None else list(scheduler.get("init_args", {}).keys())
+    return Parsed([*options, "--config=alone.yaml"]).config.model
+
+
+def stretched(model: Any, factor: float) -> list[str]:
+    """The options that make the learning rate's course ``factor`` times as long; a warm-up stays as it is.
+
+    Args:
+        model: its configuration, with ``lr_scheduler`` or ``lr_milestones``.
+        factor: of the training's length.
+    """
+
+    def longer(length: Any) -> Any:
+        if isinstance(length, Sequence):
+            return [math.ceil(each * factor) for each in length]
+        return math.ceil(length * factor)
+
+    found = []
+    if model.lr_milestones is not None:
+        found.append(f"--model.lr_milestones.milestones={longer(list(model.lr_milestones.milestones))}")
+    if model.lr_scheduler is not None:
+        arguments = model.lr_scheduler.get("init_args", {})
+        lengths = [name for name in LENGTHS if arguments.get(name) is not None]
+        found += [f"--model.lr_scheduler.init_args.{name}={longer(arguments[name])}" for name in lengths]
+    return found
+
+
+def _line(lines: Sequence[Line], seed: int, setting: str) -> Line:
+    return next(line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed)))
+
+
+def _outlasted(lines: Sequence[Line], seed: int) -> Line | None:
+    """This seed's training of equal time, if one that took longer came behind it: it has to be made again."""
+    for place, line in enumerate(lines):
+        if (line["setting"], line["seed"]) == (EQUAL_TIME, str(seed)):
+            return line if equal_steps(lines, seed) > equal_steps(lines[:place], seed) else None
+    return None
 
 
 def equal_steps(lines: Sequence[Line], seed: int) -> int:
     """The steps that the student alone takes in the time of this seed's slowest other training."""
     others = [line for line in lines if line["seed"] == str(seed) and line["setting"] != EQUAL_TIME]
-    alone = next(line for line in others if line["setting"] == ALONE)
+    alone = _line(lines, seed, ALONE)
     return round(int(alone["steps"]) * max(1.0, max(float(x["seconds"]) for x in others) / float(alone["seconds"])))
 
 

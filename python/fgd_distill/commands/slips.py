@@ -19,6 +19,8 @@ Names = Mapping[str, "Names | None"]
 
 ALWAYS = ("help", "config", "print_config", "print_shtab")
 OF_LIGHTNING = {"fit": ("ckpt_path", "weights_only"), "validate": ("ckpt_path", "weights_only", "verbose")}
+SAVED = OF_LIGHTNING["fit"]
+"""What the config.yaml of a training has besides; every command reads it."""
 OF_FIT = ("c", "base", "seed_everything")
 
 
@@ -38,7 +40,7 @@ def slip(command: str, function: str, parses: bool, options: Sequence[str]) -> s
     for path in _files(options):
         if not Path(path).is_file():
             return f"--config: expected a file, or one shipped with the package (fgd-distill --help), got {path!r}"
-        if parses and (told := _slip_in_file(path, known)):
+        if parses and (told := _slip_in_file(path, {**dict.fromkeys(SAVED), **known})):
             return told
     if not parses:
         needed = [argument.name for argument in arguments_of(function) if argument.is_positional]

@@ -30,7 +30,7 @@ from .results import PACKAGES
 from .runs import fit
 
 FGD = "--config=digits_fgd.yaml"
-CHEAP = "--model.teacher={dtype: bfloat16, channels_last: true}"
+CHEAP = "--config=economical.yaml"
 SETTINGS = {
     "alone": [],
     "FGD": [FGD],

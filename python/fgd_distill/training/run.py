@@ -52,6 +52,7 @@ class DistillCLI(LightningCLI):
     """
 
     def __init__(self, options: Sequence[str], command: str | None = None) -> None:
+        self._command = command
         usages = {name: PARSER | {"usage": USAGE.format(command=name)} for name in SUBCOMMANDS}
         arguments = with_bases(options)
         be_quiet()
@@ -90,6 +91,9 @@ class DistillCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--base", type=str | None, help="in a file: the configuration that it is laid over")
+        if self._command is None:  # else Lightning adds them
+            for name in ("ckpt_path", "weights_only"):
+                parser.add_argument(f"--{name}", type=Any, help="in a file that a training wrote: left out here")
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         trainer = super().instantiate_trainer(**options)
