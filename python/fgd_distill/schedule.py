@@ -20,8 +20,8 @@ class Schedule:
         ramp: steps from 0 to 1; 0 begins with the full loss.
         stop: the first step without distillation; None never ends it.
         every: of so many steps distils in the last, with so many times the loss. The others need no teacher.
-        part: of each batch's images, 0 < part <= 1, that is distilled, at least one: a run of neighbours that moves on
-            from one step to the next. The teacher sees no others. The loss is a mean over images, so its weight stays.
+        part: of each batch's images that is distilled, 0 < part <= 1, at least one. It is a run of neighbours that
+            moves on from one step to the next. The teacher sees no others. The loss is a mean over images, so its weight stays.
 
     Raises:
         TypeError, ValueError: an argument is no such number of steps.

@@ -141,9 +141,9 @@ class CocoDataModule(pl.LightningDataModule):
         train_transforms: v2 transforms of uint8 training images and their targets, for example
             ``torchvision.transforms.v2.RandomHorizontalFlip``.
         with_masks: whether targets carry instance masks (Mask R-CNN).
-        skip_missing: leaves out images that a json lists and the folder lacks, with a warning, instead of refusing.
-        seed: of the order of the training images and of their random transforms, on generators of their own: two runs
-            that build different modules still see the same batches.
+        skip_missing: leaves out images that a json lists and the folder lacks, with a warning.
+        seed: of the order of the training images and of their random transforms. They have generators of their own:
+            two runs that build different modules still see the same batches.
         max_pixels: width x height above which an image counts as unreadable, before it is decoded.
         first_label: labels count on from it in the order of the category ids, without gaps: 0 for an official 80-class
             YOLO, RT-DETR or MMDetection model on COCO, 1 for a torchvision detector without unused classes. Checkpoints

@@ -63,8 +63,8 @@ class DetectorConfig:
             None leaves the random initialisation.
         backbone_weights: a file with the state dict of torchvision's classification network of the same backbone,
             trained on ImageNet; its last layer is left out. Unused beside ``weights``.
-        options: keyword arguments for the detector, such as ``min_size``, ``max_size`` and
-            ``trainable_backbone_layers``, the number of backbone stages that learn, counted from the last.
+        options: keyword arguments for the detector, such as ``min_size`` and ``max_size``. With
+            ``trainable_backbone_layers``, so many backbone stages learn, counted from the last.
 
     As in torchvision, a ResNet detector with either file has its batch norms frozen and trains three backbone stages;
     one without trains everything.
@@ -82,8 +82,7 @@ class TeacherConfig(DetectorConfig):
     """A detector to learn from, as a configuration file describes it, and how it runs.
 
     Args:
-        dtype: the floating type in which it runs and hands on its feature maps, ``bfloat16`` or ``float16``; None is
-            float32, or what ``trainer.precision`` says.
+        dtype: in which it runs and hands on its maps: ``bfloat16``, ``float16``; None: as ``trainer.precision`` has it.
         channels_last: whether its weights and batches lie in that order, in which many devices convolve faster.
         compile: whether torch.compile makes faster code of it, which takes minutes at first.
     """

@@ -52,7 +52,7 @@ class DetectionModule(pl.LightningModule):
         schedule: the optimizer steps in which the loss counts, and for how many images; None: all.
         teacher_cache: keeps the teacher's feature maps on disk; for images that are the same in every epoch.
         optimizer: makes the optimizer from the trainable parameters.
-        lr_scheduler: makes the learning-rate scheduler, stepped after every optimizer step; None keeps it constant.
+        lr_scheduler: makes the learning-rate scheduler, stepped after every optimizer step; None: constant.
         lr_milestones: instead of ``lr_scheduler``: a warm-up, and drops at epochs.
         adapter: of detectors of your own family, ``module:Class``; None chooses by the student's class.
 

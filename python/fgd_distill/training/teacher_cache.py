@@ -43,7 +43,7 @@ class CacheConfig:
         folder: of the cache; made if it is missing. It serves one teacher, one choice of layers and one batch size in
             pixels.
         dtype: the type to store; the training sees the rounded values from the first epoch on.
-        max_gb: refuses before anything is written if the whole cache would need more gigabytes (10^9 bytes).
+        max_gb: refuses before anything is written if the whole cache would need more gigabytes. These have 10^9 bytes.
     """
 
     folder: str
