@@ -21,7 +21,8 @@ class Schedule:
         stop: the first step without distillation; None never ends it.
         every: of so many steps distils in the last, with so many times the loss. The others need no teacher.
         part: of each batch's images that is distilled, 0 < part <= 1, at least one. It is a run of neighbours that
-            moves on from one step to the next. The teacher sees no others. The loss is a mean over images, so its weight stays.
+            moves on from one step to the next. The teacher sees no others. The loss is a mean over images,
+            so its weight stays.
 
     Raises:
         TypeError, ValueError: an argument is no such number of steps.

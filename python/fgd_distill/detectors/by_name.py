@@ -82,7 +82,7 @@ class TeacherConfig(DetectorConfig):
     """A detector to learn from, as a configuration file describes it, and how it runs.
 
     Args:
-        dtype: in which it runs and hands on its maps: ``bfloat16``, ``float16``; None: as ``trainer.precision`` has it.
+        dtype: in which it runs and hands on its maps: ``bfloat16``, ``float16``; None: float32.
         channels_last: whether its weights and batches lie in that order, in which many devices convolve faster.
         compile: whether torch.compile makes faster code of it, which takes minutes at first.
     """
