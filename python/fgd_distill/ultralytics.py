@@ -20,6 +20,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -57,7 +58,7 @@ class FGDTrainer(DetectionTrainer):
         task = (overrides or {}).get("task") or "detect"
         if task not in _TRAINERS:
             raise FGDValueError(f"task: expected one of {', '.join(_TRAINERS)} for distillation, got {task}")
-        base = RTDETRTrainer if "rtdetr" in Path(str((overrides or {}).get("model"))).stem else _TRAINERS[task]
+        base = RTDETRTrainer if _names_rt_detr((overrides or {}).get("model")) else _TRAINERS[task]
         return object.__new__(cls if issubclass(cls, base) else type(cls.__name__, (cls, base), {}))
 
     @classmethod
@@ -139,6 +140,14 @@ class FGDTrainer(DetectionTrainer):
         average: Any = self.ema.ema if self.ema else None
         if average is not None and "forward" in vars(average):
             del average.forward  # of a copy of the model; it would call the model itself
+
+
+def _names_rt_detr(file: Any) -> bool:
+    """By its name, as Ultralytics tells it, or by what is in it, as in ``last.pt``."""
+    path = Path(str(file))
+    if "rtdetr" in path.stem or path.suffix != ".pt" or not path.is_file():
+        return "rtdetr" in path.stem
+    return is_rt_detr(load_checkpoint(path)[0])
 
 
 def _network(teacher: Any) -> nn.Module:

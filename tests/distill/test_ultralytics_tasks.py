@@ -169,7 +169,12 @@ LABELS = {
     "obb": "2 0.3 0.2 0.8 0.5 0.7 0.7 0.2 0.4\n",
     "pose": "2 0.45 0.33 0.6 0.3 0.3 0.3 0.5 0.4\n",
 }
-FILES = {task: f"yolov8n-{short}.yaml" for task, short in (("segment", "seg"), ("obb", "obb"), ("pose", "pose"))}
+HEADS = {
+    "segment": ("SegmentationModel", ["Segment", ["nc", 8, 16]], "small-seg.yaml"),
+    "obb": ("OBBModel", ["OBB", ["nc", 1]], "small-obb.yaml"),
+    "pose": ("PoseModel", ["Pose", ["nc", "kpt_shape"]], "small-pose.yaml"),
+    "rtdetr": ("RTDETRDetectionModel", RT_DETR, "rtdetr-small.yaml"),
+}
 
 
 @pytest.fixture
@@ -183,7 +188,7 @@ def training(ultralytics, tmp_path, monkeypatch, request):  # noqa: F811
         for number in range(4):
             image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(image).save(tmp_path / "images" / split / f"{number}.png")
-            (tmp_path / "labels" / split / f"{number}.txt").write_text(LABELS[task])
+            (tmp_path / "labels" / split / f"{number}.txt").write_text(LABELS.get(task, LABELS["detect"]))
     shape = "kpt_shape: [2, 2]\n" if task == "pose" else ""
     (tmp_path / "data.yaml").write_text(
         f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: {{0: a, 1: b, 2: c, 3: d}}\n{shape}"
@@ -199,18 +204,70 @@ def rows(tmp_path):
     return [dict(zip([name.strip() for name in lines[0]], map(float, line), strict=True)) for line in lines[1:]]
 
 
-@pytest.mark.parametrize(("training", "task"), [(t, t) for t in ("segment", "obb", "pose")], indirect=["training"])
+@pytest.mark.parametrize(("training", "task"), [(task, task) for task in HEADS], indirect=["training"])
 def test_the_trainer_of_every_task(ultralytics, training, tmp_path, task):  # noqa: F811
+    """Calibrated by its own batches, cut off after an epoch and resumed: criterion and weights are what they were, and
+    the checkpoint is the plain student. RT-DETR's trainer is known by the file's name, or by what is in it."""
+    from ultralytics.nn import tasks
+
     from fgd_distill.ultralytics import FGDTrainer
 
-    teacher = ultralytics.YOLO(FILES[task])
-    trainer = FGDTrainer.with_teacher(teacher, verbose=False)
-    model = ultralytics.YOLO(FILES[task])
-    model.train(trainer=trainer, **training)
-    (row,) = rows(tmp_path)
-    assert all(row[f"train/{name}"] > 0 for name in fgd.LOSS_NAMES)
+    kind, head, file = HEADS[task]
+    torch.manual_seed(0)
+    teacher = getattr(tasks, kind)(small(head, 48) | {"kpt_shape": [2, 2]}, nc=4, verbose=False)
+    (tmp_path / file).write_text(yaml.safe_dump(small(head) | {"kpt_shape": [2, 2]}))
+    trainer = FGDTrainer.with_teacher(teacher, weights="calibrate", verbose=False)
+    seen = []
+
+    def look(trainer):
+        seen.append(state_of(trainer))
+        if len(seen) == 2:
+            raise InterruptedError
+
+    steps = {"nbs": 2, "warmup_epochs": 0.0, "lr0": 0.01, "optimizer": "SGD", "deterministic": False, "epochs": 2}
+    model = (ultralytics.RTDETR if task == "rtdetr" else ultralytics.YOLO)(file)
+    model.add_callback("on_train_epoch_start", look)
+    with pytest.raises(InterruptedError):
+        model.train(trainer=trainer, **training | steps)
+    resumed = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt")
+    resumed.add_callback("on_train_epoch_start", look)
+    resumed.train(trainer=trainer, resume=True)
+    start, before, after = seen
+    assert any(not torch.equal(value, before[name]) for name, value in start.items())
+    assert not [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert before["weights"].tolist()[:4] != list(fgd.PRESETS["one_stage_anchor_free"].values())[:4]
+    found = rows(tmp_path)
+    assert len(found) == 2 and all(row[f"train/{name}"] > 0 for row in found for name in fgd.LOSS_NAMES)
+    assert ("train/other_layers_loss" in found[0]) == (task == "rtdetr")  # whose losses are not times the batch size
     saved = torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=False)["model"]
-    assert type(saved) is type(model.model) and "forward" not in vars(saved)
+    assert type(saved) is getattr(tasks, kind) and "forward" not in vars(saved)
+
+
+def test_mixed_precision(ultralytics, training, tmp_path, monkeypatch):  # noqa: F811
+    """amp="bf16", here on the CPU, which Ultralytics' autocast refuses: the criterion gets bfloat16, its terms are near
+    those of float32."""
+    from fgd_distill.ultralytics import FGDTrainer
+
+    cast = lambda dtype, device: torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16)  # noqa: E731
+    monkeypatch.setattr("ultralytics.engine.trainer.autocast", cast)
+    (teacher, student), found, seen = small_pair(tmp_path), [], []
+    for amp in (False, "bf16"):
+        torch.manual_seed(0)
+        model = ultralytics.YOLO(student)
+        model.add_callback(
+            "on_train_start",
+            lambda trainer: trainer.distiller.criterion.register_forward_hook(
+                lambda criterion, inputs, losses: seen.append(inputs[0][0].dtype)
+            ),
+        )
+        trainer = FGDTrainer.with_teacher(teacher, verbose=False)
+        model.train(trainer=trainer, **training | {"val": False, "amp": amp, "name": f"run{amp}"})
+        (tmp_path / f"run{amp}").rename(tmp_path / "run")
+        found.append(rows(tmp_path)[0])
+        (tmp_path / "run").rename(tmp_path / f"seen{amp}")
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    exact, rounded = ([row[f"train/{name}"] for name in fgd.LOSS_NAMES] for row in found)
+    assert rounded == pytest.approx(exact, rel=0.1) and rounded != exact
 
 
 def test_weights_by_a_few_batches_of_the_training(ultralytics, training, tmp_path):  # noqa: F811
@@ -242,19 +299,6 @@ def test_weights_by_a_few_batches_of_the_training(ultralytics, training, tmp_pat
     assert seen[2] == seen[0]
     with pytest.raises(ValueError, match="weights: expected 'calibrate' or None, got 'auto'"):
         FGDTrainer.with_teacher("teacher.pt", weights="auto")
-
-
-def test_rt_detrs_own_trainer(ultralytics, training, tmp_path):  # noqa: F811
-    """It is known by its file's name; its losses are not multiplied by the batch size, so neither are the terms."""
-    from fgd_distill.ultralytics import FGDTrainer
-
-    teacher, student = small_rt_detr(48), small_rt_detr()
-    (tmp_path / "rtdetr-small.yaml").write_text(yaml.safe_dump(small(RT_DETR)))
-    trainer = FGDTrainer.with_teacher(teacher, verbose=False)
-    ultralytics.RTDETR("rtdetr-small.yaml").train(trainer=trainer, **training | {"deterministic": False})
-    (row,) = rows(tmp_path)
-    assert all(row[f"train/{name}"] > 0 for name in fgd.LOSS_NAMES) and "train/other_layers_loss" in row
-    assert type(torch.load(tmp_path / "run" / "weights" / "last.pt", weights_only=False)["model"]) is type(student)
 
 
 def test_compiled_layers_give_the_same_losses(ultralytics, training, tmp_path, monkeypatch):  # noqa: F811
