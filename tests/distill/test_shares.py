@@ -7,6 +7,7 @@ import torch
 
 import fgd_kernels as fgd
 from fgd_distill import DetectionDistiller, DetectorShares, Schedule, distil
+from fgd_distill.calibration.choose import find_weights, set_weights
 from fgd_distill.criterion import FGDConfig, build_criterion
 from fgd_distill.shares import SHARES, NormalisedFGDLoss, checked_shares
 
@@ -148,6 +149,15 @@ def test_a_share_of_0_switches_a_term_off(pair, batch):
     losses = DetectionDistiller(*pair, criterion).train()(*batch)
     assert [losses[name].item() for name in fgd.LOSS_NAMES[1:]] == [0, 0, 0]
     torch.testing.assert_close(losses["loss_fgd_fg"].detach(), own_of(losses))
+
+
+def test_calibrating_finds_the_temperature_alone(distiller, batch):
+    before = copy.deepcopy(distiller.criterion.state_dict())
+    found = find_weights(distiller, [batch], {"normalise": "detector"})
+    assert found.keys() == {"temperature"}
+    set_weights(distiller.criterion, found)
+    assert distiller.criterion.temperature == found["temperature"] and distiller.criterion.alpha == 1
+    assert all(torch.equal(value, before[name]) for name, value in distiller.criterion.state_dict().items())
 
 
 def test_one_number_or_four():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +19,7 @@ from ..criterion import FGDConfig, resolved
 from ..data.datamodule import Batch
 from ..distiller import DetectionDistiller
 from ..errors import FGDTypeError, FGDValueError
+from .walk import check_batches, walk
 
 # Of a map's pixels, on the level where attention is most concentrated. From the digits pair, where shares of 0.37, 0.75
 # and 0.95 gave 8.5, 10.3 and 10.0 AP (docs/guides/weights.md).
@@ -98,31 +98,17 @@ def measure(distiller: DetectionDistiller, batches: Sequence[Batch], temperature
     Raises:
         ValueError: no batch, or a loss of the student that is not finite and positive.
     """
-    if not batches:
-        raise FGDValueError("batches: expected at least one, got none")
+    check_batches(batches)
     distiller.train()
-    images_seen = 0
     maps = _activations(distiller, batches)
     proposed = temperature_for(maps)
     wanted = dict.fromkeys([*temperatures, proposed])
-    detector: defaultdict[str, list[float]] = defaultdict(list)
-    terms: dict[float, list[Tensor]] = {temperature: [] for temperature in wanted}
-    for images, targets in batches:
-        features = distiller.features(images, targets)
-        images_seen += len(features.step.batch)
-        for name, loss in features.step.losses.items():
-            detector[name].append(float(loss))
-        for temperature in wanted:
-            criterion = _unweighted(distiller.criterion, temperature)
-            terms[temperature].append(features.judged_by(criterion, return_levels=True)[1].double().cpu())
-    means = {name: fmean(values) for name, values in detector.items()}
-    if not 0 < sum(means.values()) < float("inf"):
-        raise FGDValueError(f"student: expected a loss above 0 and finite on the training images, got {means}")
+    seen = walk(distiller, batches, [_unweighted(distiller.criterion, temperature) for temperature in wanted])
     return Measurement(
-        images=images_seen,
-        detector=means,
+        images=seen.images,
+        detector=seen.detector,
         activation=[fmean(float(batch.mean()) for batch in level) for level in maps],
-        terms={temperature: torch.stack(parts).mean(dim=0) for temperature, parts in terms.items()},
+        terms=dict(zip(wanted, seen.terms, strict=True)),
         attention={temperature: [_spread(level, temperature) for level in maps] for temperature in wanted},
         temperature=proposed,
         recall=_recall(distiller, batches),

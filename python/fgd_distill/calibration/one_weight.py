@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ..data.datamodule import Batch
 from ..distiller import DetectionDistiller
 from ..errors import FGDValueError
 from ..text_table import aligned
+from .walk import walk
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,18 @@ class Sizes:
     terms: Tensor
 
 
-@torch.no_grad()
 def measure_sizes(distiller: DetectionDistiller, batches: Sequence[Batch]) -> Sizes:
-    """Runs both detectors over the batches, without training.
-
-    The student runs in training mode, because only there a detector returns its losses; its batch statistics move.
+    """Runs both detectors over the batches, without training; see ``walk``.
 
     Raises:
         ValueError: no batch, or a loss that is not finite and positive.
     """
-    if not batches:
-        raise FGDValueError("batches: expected at least one, got none")
-    distiller.train()
     criterion: Any = copy.deepcopy(distiller.criterion)
     criterion.weight = 1.0
-    own, terms = [], []
-    for images, targets in batches:
-        features = distiller.features(images, targets)
-        own.append(sum(float(loss) for loss in features.step.losses.values()))
-        terms.append(features.judged_by(criterion, return_levels=True)[1].double().cpu())
-    images_seen = sum(len(images) for images, _ in batches)
-    sizes = Sizes(images_seen, sum(own) / len(own), criterion.loss_names, torch.stack(terms).mean(dim=0))
-    for name, value in (("student", sizes.detector), ("criterion", float(sizes.terms.sum()))):
-        if not 0 < value < float("inf"):
-            raise FGDValueError(f"{name}: expected a loss above 0 and finite on the training images, got {value:g}")
+    seen = walk(distiller, batches, [criterion])
+    sizes = Sizes(seen.images, sum(seen.detector.values()), criterion.loss_names, seen.terms[0])
+    if not 0 < float(sizes.terms.sum()) < float("inf"):
+        raise FGDValueError(f"criterion: expected terms above 0 and finite, got {float(sizes.terms.sum()):g}")
     return sizes
 
 
