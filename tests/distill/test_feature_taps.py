@@ -71,6 +71,74 @@ def test_wrapped_models_and_a_teacher_that_is_called_otherwise(models):
         FeatureTaps(torch.compile(student), teacher, "stem")
 
 
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def step_of(taps, criterion, student):
+    """The five lines of anybody's loop."""
+    with taps:
+        own = student(IMAGES)
+    losses = criterion(*taps.inputs(IMAGES, BOXES))
+    return own + sum(losses.values())
+
+
+def in_a_plain_loop(taps, criterion, student):
+    optimizer = torch.optim.SGD([*student.parameters(), *criterion.parameters()], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        step_of(taps, criterion, student).backward()
+        optimizer.step()
+
+
+def in_accelerates(taps, criterion, student):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD([*student.parameters(), *criterion.parameters()], lr=0.1)
+    student, criterion, optimizer = accelerator.prepare(student, criterion, optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        accelerator.backward(step_of(taps, criterion, student))
+        optimizer.step()
+
+
+def in_lightnings(taps, criterion, student):
+    import pytorch_lightning as pl
+
+    class Training(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.student, self.criterion, self.taps = student, criterion, taps
+
+        def training_step(self, batch, index):
+            return step_of(self.taps, self.criterion, self.student)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=2, enable_model_summary=False, **silent)
+    trainer.fit(Training(), torch.utils.data.DataLoader(range(2)))
+
+
+@pytest.mark.parametrize("loop", [in_accelerates, in_lightnings])
+def test_other_loops_train_as_a_plain_one(models, loop):
+    """The numbers that student and criterion end with; the teacher ends as it was."""
+    if loop is in_accelerates:
+        pytest.importorskip("accelerate", reason="pip install --no-deps -r requirements-adapters.txt")
+    student, teacher = models
+    criterion = FeatureTaps(student, teacher, ["stem", "neck"]).criterion(IMAGES, temperature=2.0)
+    before, ends = copy.deepcopy(teacher.state_dict()), []
+    for run in (in_a_plain_loop, loop):
+        own, loss = copy.deepcopy(student), copy.deepcopy(criterion)
+        run(FeatureTaps(own, teacher, ["stem", "neck"]), loss, own)
+        ends.append(own.state_dict() | {f"criterion.{name}": value for name, value in loss.state_dict().items()})
+    torch.testing.assert_close(ends[0], ends[1])
+    start = criterion.state_dict()
+    assert any(not torch.equal(ends[1][f"criterion.{name}"], value) for name, value in start.items())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("fit", "expected"),
     [("stretch", [4, 8, 20, 24]), ("pad", [4, 4, 20, 12]), ("centre", [4, 12, 20, 20])],
