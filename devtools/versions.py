@@ -32,7 +32,7 @@ KERNELS = (
     "tests/kernels/test_layout.py",
     "tests/kernels/test_cpu.py",
     "tests/kernels/test_ddp.py",
-    "tests/kernels/triton/test_interpreted.py",
+    "tests/kernels/triton_backend/test_interpreted.py",
     "tests/kernels/cuda/test_cuda_operator.py",
 )
 DISTILL = (

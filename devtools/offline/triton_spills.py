@@ -62,7 +62,7 @@ def kinds() -> dict[str, Kind]:
         found[f"{name}, {layout}"] = Kind(common)
         if name == "float16":
             continue
-        for channels in (16, 48, 62, 128, 248, 250, 300, 512, 520, 1024, 2048):
+        for channels in (16, 48, 62, 128, 248, 250, 320, 384, 512, 640, 768, 1024, 1280, 2048):
             found[f"{name}, {layout}, {channels} channels"] = Kind(common | {"channels": channels})
         found[f"{name}, {layout}, sliced"] = Kind(common | {"sliced": True})
         found[f"{name}, {layout}, no GcBlocks"] = Kind(common | {"gc": False})

@@ -23,20 +23,18 @@ With ū = g_ctx·ctx, h_S, h_C, r, q and the factors of the feature loss as the 
 import triton
 import triton.language as tl
 
-from .device.backward_blocks import chunk_in_blocks
 from .device.backward_tile import (
-    channel_factors,
+    add_key_sums,
+    all_channel_factors,
     context_logits,
     context_mean,
     key_factors,
-    no_logits,
     pixel_factors,
     store_grad,
     store_key_numbers,
-    weighted_sum,
 )
 from .device.levels import image_start, locate, multiple, number, pick
-from .device.tile import load_tile, second_offsets, sum_groups, tile_offsets, tile_pixels, zero_sums
+from .device.tile import block_channels, load_tile, second_offsets, sum_groups, tile_pixels, zero_sums
 from .device.upstream import upstream
 from .layout import MAPS, STAT_CONTEXT_S, STAT_CONTEXT_T, STATS
 
@@ -66,6 +64,7 @@ def backward_chunk(
     STUDENT: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
     GROUPS: tl.constexpr,
     PART: tl.constexpr,
     SLABS: tl.constexpr,
@@ -73,36 +72,63 @@ def backward_chunk(
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
 ):
-    c = tl.arange(0, BLOCK_C)
-    channel = channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC)
+    channel = all_channel_factors(stats, context_s, context_t, key_s, g, channels, BLOCK_C, BLOCKS, GC)
     mean_s, mean_t = 0.0, 0.0
     if GC:
         mean_s = context_mean(context_s, stats + STAT_CONTEXT_S * channels, channels, BLOCK_C)
         mean_t = context_mean(context_t, stats + STAT_CONTEXT_T * channels, channels, BLOCK_C)
-    sum_s, sum_t = zero_sums(BLOCK_C, GROUPS, LAYOUT), zero_sums(BLOCK_C, GROUPS, LAYOUT)
+    sums = ((zero_sums(BLOCK_C, GROUPS, LAYOUT),) * 2,) * BLOCKS
     totals, peaks = (tl.zeros((GROUPS,), tl.float32),) * 2, (tl.zeros((GROUPS,), tl.int32),) * 2
     for first in range(begin, end, GROUPS * PART * SLABS):
         p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
-        at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
-        s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
-        t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        u = no_logits(p[0], SLABS)
-        if GC:
-            u = context_logits(s, t, channel[3], channel[5], LAYOUT)
+        tile, at = load_tile(
+            student,
+            teacher,
+            s_row,
+            t_row,
+            p,
+            exists,
+            channels,
+            LAYOUT,
+            ALIGN,
+            BLOCK_C,
+            BLOCKS,
+            ALL_CHANNELS,
+            WIDE,
+            SAME_ROWS,
+        )
+        u = context_logits(tile, channel, LAYOUT, GC)
         pixel = pixel_factors(maps, p, exists, pixels, g, u, mean_s, mean_t, LAYOUT, ALIGN, GC)
         if STUDENT:
-            offsets = second_offsets(at, g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
-            store_grad(
-                student_grad_at, offsets, s, t, channel, pixel, g, c, exists, channels, LAYOUT, ALIGN, GC, ALL_CHANNELS
-            )
+            for block in tl.static_range(BLOCKS):
+                s, t = tile[block]
+                c = block_channels(block, BLOCK_C)
+                offsets = second_offsets(at[block], g_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+                store_grad(
+                    student_grad_at,
+                    offsets,
+                    s,
+                    t,
+                    channel[block],
+                    pixel,
+                    g,
+                    c,
+                    exists,
+                    channels,
+                    LAYOUT,
+                    ALIGN,
+                    GC,
+                    ALL_CHANNELS,
+                )
         if KEYS:
             rest_s, rest_t, totals, peaks = key_factors(pixel, p, totals, peaks)
-            sum_s += weighted_sum(s, rest_s, LAYOUT)
-            sum_t += weighted_sum(t, rest_t, LAYOUT)
+            sums = add_key_sums(sums, tile, rest_s, rest_t, LAYOUT)
     if KEYS:
-        tl.store(partial + c, sum_groups(sum_s, LAYOUT), mask=c < channels)
-        tl.store(partial + channels + c, sum_groups(sum_t, LAYOUT), mask=c < channels)
+        for block in tl.static_range(BLOCKS):
+            c = block_channels(block, BLOCK_C)
+            for net in tl.static_range(2):
+                at_net = partial + net * channels + c
+                tl.store(at_net, sum_groups(sums[block][net], LAYOUT), mask=c < channels)
         store_key_numbers(partial, channels, totals, peaks)
 
 
@@ -161,6 +187,7 @@ def backward_pass(
     STUDENT: tl.constexpr,
     KEYS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
     GROUPS: tl.constexpr,
     PARTS: tl.constexpr,
     SLABS: tl.constexpr,
@@ -168,7 +195,6 @@ def backward_pass(
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
-    IN_BLOCKS: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
     size, kind, width = number(pixels, level), number(kinds, level), number(channels, level)
@@ -208,35 +234,19 @@ def backward_pass(
                     begin,
                     end,
                 )
-                if IN_BLOCKS:
-                    chunk_in_blocks(
-                        *arguments,
-                        LAYOUT=k // 2,
-                        ALIGN=ALIGN if k % 2 == 0 else 1,
-                        GC=GC,
-                        STUDENT=STUDENT,
-                        KEYS=KEYS,
-                        BLOCK_C=BLOCK_C,
-                        GROUPS=GROUPS[k],
-                        PART=PARTS[k],
-                        SLABS=SLABS[k],
-                        ALL_CHANNELS=ALL_CHANNELS,
-                        WIDE=WIDE,
-                        SAME_ROWS=SAME_ROWS,
-                    )
-                else:
-                    backward_chunk(
-                        *arguments,
-                        LAYOUT=k // 2,
-                        ALIGN=ALIGN if k % 2 == 0 else 1,
-                        GC=GC,
-                        STUDENT=STUDENT,
-                        KEYS=KEYS,
-                        BLOCK_C=BLOCK_C,
-                        GROUPS=GROUPS[k],
-                        PART=PARTS[k],
-                        SLABS=SLABS[k],
-                        ALL_CHANNELS=ALL_CHANNELS,
-                        WIDE=WIDE,
-                        SAME_ROWS=SAME_ROWS,
-                    )
+                backward_chunk(
+                    *arguments,
+                    LAYOUT=k // 2,
+                    ALIGN=ALIGN if k % 2 == 0 else 1,
+                    GC=GC,
+                    STUDENT=STUDENT,
+                    KEYS=KEYS,
+                    BLOCK_C=BLOCK_C[k],
+                    BLOCKS=BLOCKS[k],
+                    GROUPS=GROUPS[k],
+                    PART=PARTS[k],
+                    SLABS=SLABS[k],
+                    ALL_CHANNELS=ALL_CHANNELS[k],
+                    WIDE=WIDE,
+                    SAME_ROWS=SAME_ROWS,
+                )

@@ -18,10 +18,18 @@ what is done to student and teacher is the same, whatever the compiler fuses.
 import triton
 import triton.language as tl
 
-from .device.forward_blocks import chunk_in_blocks
-from .device.forward_tile import add_tile, load_mask, logits, softmax_steps, store_logits, store_softmaxes, store_sums
+from .device.forward_tile import (
+    add_tile,
+    load_keys,
+    load_mask,
+    logits,
+    softmax_steps,
+    store_logits,
+    store_softmaxes,
+    store_sums,
+)
 from .device.levels import LOWEST, image_start, locate, multiple, number, pick
-from .device.tile import load_tile, second_offsets, tile_offsets, tile_pixels, zero_sums
+from .device.tile import block_channels, load_tile, tile_pixels, zero_sums
 from .layout import MAPS, SUMS
 
 
@@ -45,6 +53,7 @@ def forward_chunk(
     ALIGN: tl.constexpr,
     GC: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
     GROUPS: tl.constexpr,
     PART: tl.constexpr,
     SLABS: tl.constexpr,
@@ -52,29 +61,38 @@ def forward_chunk(
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
 ):
-    c = tl.arange(0, BLOCK_C)
-    wk_s, wk_t = 0.0, 0.0
-    if GC:
-        wk_s = tl.load(key_s + c, mask=c < channels, other=0.0)
-        wk_t = tl.load(key_t + c, mask=c < channels, other=0.0)
+    keys = load_keys(key_s, key_t, channels, BLOCK_C, BLOCKS, GC)
     zero = zero_sums(BLOCK_C, GROUPS, LAYOUT)
     none = tl.zeros((GROUPS,), tl.float32)
-    sums, maxima, normalisers = (zero,) * 6, (none + LOWEST,) * 2, (none,) * 2
+    sums, maxima, normalisers = ((zero,) * 6,) * BLOCKS, (none + LOWEST,) * 2, (none,) * 2
     if GC:
-        sums, maxima, normalisers = (zero,) * 8, (none + LOWEST,) * 4, (none,) * 4
+        sums, maxima, normalisers = ((zero,) * 8,) * BLOCKS, (none + LOWEST,) * 4, (none,) * 4
     for first in range(begin, end, GROUPS * PART * SLABS):
         p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
-        at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
-        s = load_tile(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
-        t = load_tile(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
-        z = logits(s, t, wk_s, wk_t, LAYOUT, GC)
+        tile, _ = load_tile(
+            student,
+            teacher,
+            s_row,
+            t_row,
+            p,
+            exists,
+            channels,
+            LAYOUT,
+            ALIGN,
+            BLOCK_C,
+            BLOCKS,
+            ALL_CHANNELS,
+            WIDE,
+            SAME_ROWS,
+        )
+        z = logits(tile, keys, LAYOUT, GC)
         store_logits(maps, z, p, exists, pixels, LAYOUT, ALIGN)
         fg = load_mask(mask, p, exists, pixels, LAYOUT, ALIGN)
-        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, GC, False)
-        sums = add_tile(s, t, fg, e, shrink, sums, LAYOUT, GC)
+        e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, GC)
+        sums = add_tile(tile, fg, e, shrink, sums, LAYOUT, GC)
     factors = store_softmaxes(partial + SUMS * channels, scale, maxima, normalisers)
-    store_sums(partial, sums, factors, c, channels, LAYOUT, GC)
+    for block in tl.static_range(BLOCKS):
+        store_sums(partial, sums[block], factors, block_channels(block, BLOCK_C), channels, LAYOUT, GC)
 
 
 _LEVELS = [
@@ -125,6 +143,7 @@ def forward_pass(
     ALIGN: tl.constexpr,
     GC: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
     GROUPS: tl.constexpr,
     PARTS: tl.constexpr,
     SLABS: tl.constexpr,
@@ -132,7 +151,6 @@ def forward_pass(
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
-    IN_BLOCKS: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
     size, kind = number(pixels, level), number(kinds, level)
@@ -166,31 +184,17 @@ def forward_pass(
                     begin,
                     end,
                 )
-                if IN_BLOCKS:
-                    chunk_in_blocks(
-                        *arguments,
-                        LAYOUT=k // 2,
-                        ALIGN=ALIGN if k % 2 == 0 else 1,
-                        GC=GC,
-                        BLOCK_C=BLOCK_C,
-                        GROUPS=GROUPS[k],
-                        PART=PARTS[k],
-                        SLABS=SLABS[k],
-                        ALL_CHANNELS=ALL_CHANNELS,
-                        WIDE=WIDE,
-                        SAME_ROWS=SAME_ROWS,
-                    )
-                else:
-                    forward_chunk(
-                        *arguments,
-                        LAYOUT=k // 2,
-                        ALIGN=ALIGN if k % 2 == 0 else 1,
-                        GC=GC,
-                        BLOCK_C=BLOCK_C,
-                        GROUPS=GROUPS[k],
-                        PART=PARTS[k],
-                        SLABS=SLABS[k],
-                        ALL_CHANNELS=ALL_CHANNELS,
-                        WIDE=WIDE,
-                        SAME_ROWS=SAME_ROWS,
-                    )
+                forward_chunk(
+                    *arguments,
+                    LAYOUT=k // 2,
+                    ALIGN=ALIGN if k % 2 == 0 else 1,
+                    GC=GC,
+                    BLOCK_C=BLOCK_C[k],
+                    BLOCKS=BLOCKS[k],
+                    GROUPS=GROUPS[k],
+                    PART=PARTS[k],
+                    SLABS=SLABS[k],
+                    ALL_CHANNELS=ALL_CHANNELS[k],
+                    WIDE=WIDE,
+                    SAME_ROWS=SAME_ROWS,
+                )

@@ -5,6 +5,9 @@
 
 in float32 and in this order of operations, divisions rounded as IEEE says: bit-equal to csrc/include/fgd/mask.h.
 
+A program has a few rows of the map. Boxes are looked at BOXES at a time, one a thread, whether they can reach these
+rows at all; only those that can are gone through one by one. So an image may have thousands of boxes.
+
     boxes     (M, 4)     x1, y1, x2, y2 in pixels of the image
     offsets   (N + 1,)   image n owns the boxes offsets[n] .. offsets[n + 1]
     sizes     (N, 2)     height and width of the image
@@ -40,6 +43,24 @@ def box_weight(boxes, box, h, w, height, width, x, y):
     return tl.where((x >= left) & (x <= right) & (y >= top) & (y <= bottom), weight, 0.0)
 
 
+@triton.jit
+def reaching(boxes, start, end, scale, margin, first_row, last_row, BOXES: tl.constexpr):
+    """Which of the boxes from `start` on may cover a pixel of these rows, as bits of an integer. With a margin for what
+    the rows are rounded to, and NaN may."""
+    lane = tl.arange(0, BOXES)
+    box = start + lane
+    top = tl.load(boxes + 4 * box + 1, mask=box < end, other=0.0) * scale - margin
+    bottom = tl.load(boxes + 4 * box + 3, mask=box < end, other=0.0) * scale + margin
+    away = (top > last_row) | (bottom < first_row)
+    return tl.sum(tl.where((box < end) & (away == 0), 1 << lane, 0), axis=0)
+
+
+@triton.jit
+def exponent(power):
+    """log2 of a power of two below 2^31."""
+    return (power.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
 _LEVELS = ["first", "parts", "heights", "widths", "pixels", "pixels_before", "mask_size", "mask_before"]
 
 
@@ -61,6 +82,7 @@ def rasterise(
     mask_before,
     GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
+    BOXES: tl.constexpr,
 ):
     level, image, part = locate(first, parts)
     height, width, size = number(heights, level), number(widths, level), number(pixels, level)
@@ -72,7 +94,15 @@ def rasterise(
     else:
         x, y = (p % width).to(tl.float32), (p // width).to(tl.float32)
         h, w = tl.load(sizes + 2 * image), tl.load(sizes + 2 * image + 1)
-        for box in range(tl.load(offsets + image), tl.load(offsets + image + 1)):
-            fg = tl.maximum(fg, box_weight(boxes, box, h, w, height.to(tl.float32), width.to(tl.float32), x, y))
+        rows, columns = height.to(tl.float32), width.to(tl.float32)
+        first_row = (part * BLOCK // width).to(tl.float32)
+        last_row = ((tl.minimum(part * BLOCK + BLOCK, size) - 1) // width).to(tl.float32)
+        end = tl.load(offsets + image + 1)
+        for start in range(tl.load(offsets + image), end, BOXES):
+            left = reaching(boxes, start, end, rows / h, 1.01 + 1e-6 * rows, first_row, last_row, BOXES)
+            while left != 0:
+                lowest = left & -left
+                fg = tl.maximum(fg, box_weight(boxes, start + exponent(lowest), h, w, rows, columns, x, y))
+                left = left ^ lowest
     tl.store(mask + image_start(mask_before, mask_size, level, image) + p, fg, mask=exists)
     tl.store(outside + tl.program_id(0), tl.sum((exists & (fg == 0)).to(tl.int32), axis=0))

@@ -1,7 +1,7 @@
 """Numbers that several backends share: csrc/include/fgd states them, and Python's names for them are the same.
 
 The CPU's and CUDA's kernels include these headers; tests/test_architecture.py sees that neither states one again. What
-Triton's kernels call them, tests/kernels/triton compares. Less than a second.
+Triton's kernels call them, tests/kernels/triton_backend compares. Less than a second.
 """
 
 import enum

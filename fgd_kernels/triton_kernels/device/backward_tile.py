@@ -16,7 +16,7 @@ from ..layout import (
     STAT_SHIFT,
 )
 from .chunks import sign
-from .tile import map_index, over_channels, over_pixels, slab_mask, sum_part
+from .tile import block_channels, map_index, over_channels, over_pixels, slab_mask, sum_part
 
 
 @triton.jit
@@ -35,20 +35,29 @@ def channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC: tl.c
 
 
 @triton.jit
-def no_logits(like, SLABS: tl.constexpr):
-    """u before anything was added to it."""
-    nothing = tl.zeros(like.shape, tl.float32)
-    return ((nothing, nothing),) * SLABS
+def all_channel_factors(
+    stats, context_s, context_t, key_s, g, channels, BLOCK_C: tl.constexpr, BLOCKS: tl.constexpr, GC: tl.constexpr
+):
+    """channel_factors of a tile's channels, block by block."""
+    found = ()
+    for block in tl.static_range(BLOCKS):
+        c = block_channels(block, BLOCK_C)
+        found = found + (channel_factors(stats, context_s, context_t, key_s, g, c, channels, GC),)  # noqa: RUF005
+    return found
 
 
 @triton.jit
-def context_logits(s, t, grad_s, grad_t, LAYOUT: tl.constexpr):
-    """u_s, u_t of a tile's pixels, slab by slab."""
+def context_logits(tile, channel, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """u_s, u_t of a tile's pixels, slab by slab; without GcBlocks there are none."""
     found = ()
-    for slab in tl.static_range(len(s)):
-        u_s = tl.sum(s[slab] * over_pixels(grad_s, LAYOUT), LAYOUT)
-        u_t = tl.sum(t[slab] * over_pixels(grad_t, LAYOUT), LAYOUT)
-        found = found + ((u_s, u_t),)  # noqa: RUF005 - Triton knows no * in a tuple
+    if GC:
+        for slab in tl.static_range(len(tile[0][0])):
+            u_s = tile[0][0][slab] * over_pixels(channel[0][3], LAYOUT)
+            u_t = tile[0][1][slab] * over_pixels(channel[0][5], LAYOUT)
+            for block in tl.static_range(1, len(tile)):
+                u_s += tile[block][0][slab] * over_pixels(channel[block][3], LAYOUT)
+                u_t += tile[block][1][slab] * over_pixels(channel[block][5], LAYOUT)
+            found = found + ((tl.sum(u_s, LAYOUT), tl.sum(u_t, LAYOUT)),)  # noqa: RUF005 - Triton knows no * in a tuple
     return found
 
 
@@ -60,12 +69,12 @@ def pixel_factors(
     found = ()
     for slab in tl.static_range(len(p)):
         at, mask = p[slab], exists[slab]
-        focal = tl.load(maps + map_index(MAP_FOCAL, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+        focal = tl.load(maps + map_index(MAP_FOCAL, pixels, at), mask=mask, other=0.0)
         feature = focal * tl.where(focal > 0, 2.0 * g[0], -2.0 * g[1])
-        signed = g[2] * tl.load(maps + map_index(MAP_ATTENTION, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+        signed = g[2] * tl.load(maps + map_index(MAP_ATTENTION, pixels, at), mask=mask, other=0.0)
         if GC:
-            q_s = tl.load(maps + map_index(MAP_CONTEXT_S, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
-            q_t = tl.load(maps + map_index(MAP_CONTEXT_T, pixels, at, LAYOUT, ALIGN), mask=mask, other=0.0)
+            q_s = tl.load(maps + map_index(MAP_CONTEXT_S, pixels, at), mask=mask, other=0.0)
+            q_t = tl.load(maps + map_index(MAP_CONTEXT_T, pixels, at), mask=mask, other=0.0)
             f_s, f_t = q_s * (u[slab][0] - mean_s), q_t * (u[slab][1] - mean_t)
             # A pixel with all of the weight is ctx, its u is ū: what is left of u - ū is rounding. NaN stays.
             f_s = tl.where(q_s == 1.0, f_s - f_s, f_s)
@@ -145,6 +154,17 @@ def weighted_sum(x, factors, LAYOUT: tl.constexpr):
     for slab in tl.static_range(1, len(x)):
         total += sum_part(x[slab] * over_channels(factors[slab], LAYOUT))
     return total
+
+
+@triton.jit
+def add_key_sums(sums, tile, rest_s, rest_t, LAYOUT: tl.constexpr):
+    """The key sums of all blocks, of student and teacher, on by a tile."""
+    found = ()
+    for block in tl.static_range(len(tile)):
+        of_s = sums[block][0] + weighted_sum(tile[block][0], rest_s, LAYOUT)
+        of_t = sums[block][1] + weighted_sum(tile[block][1], rest_t, LAYOUT)
+        found = found + ((of_s, of_t),)  # noqa: RUF005
+    return found
 
 
 @triton.jit

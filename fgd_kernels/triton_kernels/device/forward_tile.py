@@ -8,21 +8,40 @@ import triton
 import triton.language as tl
 
 from .levels import LOG2E, LOWEST
-from .tile import group_factor, map_index, over_channels, over_pixels, sum_groups, sum_part
+from .tile import block_channels, group_factor, map_index, over_channels, over_pixels, sum_groups, sum_part
 
 
 @triton.jit
-def logits(s, t, key_s, key_t, LAYOUT: tl.constexpr, GC: tl.constexpr):
+def load_keys(key_s, key_t, channels, BLOCK_C: tl.constexpr, BLOCKS: tl.constexpr, GC: tl.constexpr):
+    """Wk_s, Wk_t of a tile's channels, block by block."""
+    found = ()
+    for block in tl.static_range(BLOCKS):
+        pair = 0.0, 0.0
+        if GC:
+            c = block_channels(block, BLOCK_C)
+            pair = tl.load(key_s + c, mask=c < channels, other=0.0), tl.load(key_t + c, mask=c < channels, other=0.0)
+        found = found + (pair,)  # noqa: RUF005 - Triton knows no * in a tuple
+    return found
+
+
+@triton.jit
+def logit_terms(s, t, keys, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """What the logits of a slab's pixels are sums of."""
+    if GC:
+        return tl.abs(t), tl.abs(s), s * over_pixels(keys[0], LAYOUT), t * over_pixels(keys[1], LAYOUT)
+    else:
+        return tl.abs(t), tl.abs(s)
+
+
+@triton.jit
+def logits(tile, keys, LAYOUT: tl.constexpr, GC: tl.constexpr):
     """zt, zs, ks, kt of a tile's pixels, without their factors: those come when a maximum has been subtracted."""
     found = ()
-    for slab in tl.static_range(len(s)):
-        zt, zs = tl.sum(tl.abs(t[slab]), LAYOUT), tl.sum(tl.abs(s[slab]), LAYOUT)
-        if GC:
-            ks = tl.sum(s[slab] * over_pixels(key_s, LAYOUT), LAYOUT)
-            kt = tl.sum(t[slab] * over_pixels(key_t, LAYOUT), LAYOUT)
-            found = found + ((zt, zs, ks, kt),)  # noqa: RUF005 - Triton knows no * in a tuple
-        else:
-            found = found + ((zt, zs),)  # noqa: RUF005
+    for slab in tl.static_range(len(tile[0][0])):
+        terms = logit_terms(tile[0][0][slab], tile[0][1][slab], keys[0], LAYOUT, GC)
+        for block in tl.static_range(1, len(tile)):
+            terms = add_each(terms, logit_terms(tile[block][0][slab], tile[block][1][slab], keys[block], LAYOUT, GC))
+        found = found + (sum_each(terms, LAYOUT),)  # noqa: RUF005
     return found
 
 
@@ -30,7 +49,7 @@ def logits(s, t, key_s, key_t, LAYOUT: tl.constexpr, GC: tl.constexpr):
 def store_logits(maps, z, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
     for slab in tl.static_range(len(z)):
         for i in tl.static_range(len(z[slab])):
-            tl.store(maps + map_index(i, pixels, p[slab], LAYOUT, ALIGN), z[slab][i], mask=exists[slab])
+            tl.store(maps + map_index(i, pixels, p[slab]), z[slab][i], mask=exists[slab])
 
 
 @triton.jit
@@ -38,23 +57,21 @@ def load_mask(mask, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.constexpr
     """fg of a tile's pixels."""
     found = ()
     for slab in tl.static_range(len(p)):
-        fg = tl.load(mask + map_index(0, pixels, p[slab], LAYOUT, ALIGN), mask=exists[slab], other=0.0)
+        fg = tl.load(mask + map_index(0, pixels, p[slab]), mask=exists[slab], other=0.0)
         found = found + (fg,)  # noqa: RUF005
     return found
 
 
 @triton.jit
-def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum, normaliser, COMMON: tl.constexpr):
+def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum, normaliser):
     """One of the softmaxes, on by a tile: exp2((z - new maximum)·scale), what the older sums shrink by, new maximum and
     normaliser.
 
-    Each group of pixels has its own maximum, which costs no exchange between threads, or all have one (COMMON).
+    Each group of pixels has its own maximum, which costs no exchange between threads.
     """
     new = tl.max(tl.where(exists[0], z[0][INDEX], LOWEST), axis=1)
     for slab in tl.static_range(1, len(z)):
         new = tl.maximum(new, tl.max(tl.where(exists[slab], z[slab][INDEX], LOWEST), axis=1))
-    if COMMON:
-        new = tl.max(new, axis=0)
     new = tl.maximum(maximum, new)
     shrink = tl.exp2((maximum - new) * scale)
     normaliser = normaliser * shrink
@@ -67,16 +84,16 @@ def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum, normaliser, COM
 
 
 @triton.jit
-def softmax_steps(z, scale, exists, maxima, normalisers, GC: tl.constexpr, COMMON: tl.constexpr):
+def softmax_steps(z, scale, exists, maxima, normalisers, GC: tl.constexpr):
     """All of a tile's softmaxes; `scale`: log2(e)/(C·T), for exp2 is the hardware's exponential.
 
     No sum over channels is weighted with the second one, the student's attention.
     """
-    et, rt, mt, nt = softmax_step(z, 0, scale, exists, maxima[0], normalisers[0], COMMON)
-    _, _, ms, ns = softmax_step(z, 1, scale, exists, maxima[1], normalisers[1], COMMON)
+    et, rt, mt, nt = softmax_step(z, 0, scale, exists, maxima[0], normalisers[0])
+    _, _, ms, ns = softmax_step(z, 1, scale, exists, maxima[1], normalisers[1])
     if GC:
-        eks, rks, mks, nks = softmax_step(z, 2, LOG2E, exists, maxima[2], normalisers[2], COMMON)
-        ekt, rkt, mkt, nkt = softmax_step(z, 3, LOG2E, exists, maxima[3], normalisers[3], COMMON)
+        eks, rks, mks, nks = softmax_step(z, 2, LOG2E, exists, maxima[2], normalisers[2])
+        ekt, rkt, mkt, nkt = softmax_step(z, 3, LOG2E, exists, maxima[3], normalisers[3])
         return (et, eks, ekt), (rt, rks, rkt), (mt, ms, mks, mkt), (nt, ns, nks, nkt)
     else:
         return (et,), (rt,), (mt, ms), (nt, ns)
@@ -98,8 +115,8 @@ def slab_sums(s, t, fg, e, SLAB: tl.constexpr, LAYOUT: tl.constexpr, GC: tl.cons
 
 
 @triton.jit
-def add_tile(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
-    """The sums over pixels, on by a tile: old sums with an exponential shrink as its maximum grows."""
+def add_block(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """A block's sums over pixels, on by a tile: old sums with an exponential shrink as its maximum grows."""
     part = slab_sums(s[0], t[0], fg[0], e, 0, LAYOUT, GC)
     for slab in tl.static_range(1, len(s)):
         part = add_each(part, slab_sums(s[slab], t[slab], fg[slab], e, slab, LAYOUT, GC))
@@ -115,11 +132,29 @@ def add_tile(s, t, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
 
 
 @triton.jit
+def add_tile(tile, fg, e, shrink, sums, LAYOUT: tl.constexpr, GC: tl.constexpr):
+    """The sums over pixels of all blocks, on by a tile."""
+    found = ()
+    for block in tl.static_range(len(tile)):
+        found = found + (add_block(tile[block][0], tile[block][1], fg, e, shrink, sums[block], LAYOUT, GC),)  # noqa: RUF005
+    return found
+
+
+@triton.jit
 def add_each(one, other):
     """Sums of the entries of two tuples."""
     found = ()
     for i in tl.static_range(len(one)):
         found = found + (one[i] + other[i],)  # noqa: RUF005
+    return found
+
+
+@triton.jit
+def sum_each(terms, AXIS: tl.constexpr):
+    """Sums of the entries of a tuple along an axis."""
+    found = ()
+    for i in tl.static_range(len(terms)):
+        found = found + (tl.sum(terms[i], AXIS),)  # noqa: RUF005
     return found
 
 

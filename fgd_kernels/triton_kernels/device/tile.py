@@ -1,8 +1,9 @@
 """Device helpers: a tile of C channels by some pixels, held so that sums over pixels stay inside a thread.
 
-A tile is a tuple of SLABS pieces, so that a thread has several loads in flight. A slab has three axes: channels, and
-its pixels cut in two, GROUPS × PART, of which PART, V, is what one 128-bit load brings a thread. The order of the axes,
-`LAYOUT`, is the number of the channel axis:
+A tile is a tuple of BLOCKS blocks of channels, each of them a tuple of SLABS pieces, one after another in pixels, so
+that a thread has several loads in flight. A slab has three axes: channels, and its pixels cut in two, GROUPS × PART, of
+which PART, V, is what one 128-bit load brings a thread. The order of the axes, `LAYOUT`, is the number of the channel
+axis:
 
     ROWS      [C, G, V]   NCHW. Where rows start anywhere (H·W odd, slices) V is 1: neighbouring threads then have
                           neighbouring pixels
@@ -21,6 +22,12 @@ CHANNELS: tl.constexpr = tl.constexpr(1)
 
 
 @triton.jit
+def block_channels(BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The channels of a tile's block."""
+    return BLOCK * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
 def tile_pixels(first, pixels, GROUPS: tl.constexpr, PART: tl.constexpr, SLABS: tl.constexpr):
     """The slabs' pixels, [G, V] each, and which of them exist.
 
@@ -36,10 +43,10 @@ def tile_pixels(first, pixels, GROUPS: tl.constexpr, PART: tl.constexpr, SLABS: 
 
 
 @triton.jit
-def map_index(index, pixels, p, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
-    """Where a slab's pixels lie in one of an image's maps. ROWS: V neighbours are read and written at once."""
-    if LAYOUT == 0:
-        return tl.multiple_of(index * pixels + p, (1, ALIGN))
+def map_index(index, pixels, p):
+    """Where a slab's pixels lie in one of an image's maps: V neighbours are read and written at once."""
+    if p.shape[1] > 1:  # of a single number, the compiler loses the axes of a hint and fails
+        return tl.multiple_of(index * pixels + p, (1, p.shape[1]))
     else:
         return index * pixels + p
 
@@ -123,7 +130,7 @@ def second_offsets(
 
 
 @triton.jit
-def load_tile(
+def load_slabs(
     base,
     offsets,
     c,
@@ -133,12 +140,41 @@ def load_tile(
     ALIGN: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
 ):
-    """Features, as float32 whatever they are in memory, zeros outside."""
+    """One network's features, as float32 whatever they are in memory, zeros outside."""
     found = ()
     for slab in tl.static_range(len(offsets)):
         mask = slab_mask(c, exists[slab], channels, LAYOUT, ALIGN, ALL_CHANNELS)
         found = found + (tl.load(base + offsets[slab], mask=mask, other=0.0).to(tl.float32),)  # noqa: RUF005
     return found
+
+
+@triton.jit
+def load_tile(
+    student,
+    teacher,
+    s_row,
+    t_row,
+    p,
+    exists,
+    channels,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ALL_CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+    SAME_ROWS: tl.constexpr,
+):
+    """Both networks' features, block by block and slab by slab, and the offsets of the student's."""
+    found, offsets = (), ()
+    for block in tl.static_range(BLOCKS):
+        c = block_channels(block, BLOCK_C)
+        at = tile_offsets(s_row, c, p, LAYOUT, ALIGN, WIDE)
+        s = load_slabs(student, at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+        t_at = second_offsets(at, t_row, c, p, LAYOUT, ALIGN, WIDE, SAME_ROWS)
+        t = load_slabs(teacher, t_at, c, exists, channels, LAYOUT, ALIGN, ALL_CHANNELS)
+        found, offsets = found + ((s, t),), offsets + (at,)  # noqa: RUF005
+    return found, offsets
 
 
 @triton.jit

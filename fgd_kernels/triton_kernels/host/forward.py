@@ -88,7 +88,8 @@ def rasterise(
         mask_before=encoded(p.mask_before),
         GIVEN=given is not None,
         BLOCK=PIXEL_BLOCK,
-        num_warps=4,
+        BOXES=16,
+        num_warps=2,  # a thread has 16 pixels to share what a box costs
         enable_fp_fusion=False,
     )
     return mask, outside
@@ -133,14 +134,14 @@ def pass_over_features(
         ALIGN=tile.align,
         GC=p.gc,
         BLOCK_C=tile.block_c,
+        BLOCKS=tile.blocks,
         GROUPS=tile.groups,
         PARTS=tile.parts,
         SLABS=tile.slabs,
         CHUNK=tile.chunk,
-        ALL_CHANNELS=all(c % tile.block_c == 0 for c in p.channels),
+        ALL_CHANNELS=tuple(tile.covers(kind, p.channels) for kind in range(4)),
         WIDE=layouts.wide,
         SAME_ROWS=layouts.same_rows,
-        IN_BLOCKS=tile.in_blocks,
         num_warps=tile.warps,
         num_stages=1,
     )
