@@ -29,10 +29,9 @@ def cases() -> list[Case]:
         Case("aligned rows, bfloat16", ((64, 8, 16), (128, 4, 4)), (2,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
         Case("aligned and odd rows", ((20, 8, 8), (24, 7, 5)), (2, 0), torch.float16, torch.float32, loss=BALANCED),
         Case("five blocks of channels", ((300, 3, 9),), (2,), loss=BALANCED),
-        Case("three blocks, bfloat16", ((768, 2, 8),), (2,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
+        Case("three blocks, bfloat16", ((384, 2, 8),), (2,), torch.bfloat16, torch.bfloat16, loss=BALANCED),
         Case("all channels, channels_last", ((600, 2, 5),), (2,), channels_last=True, loss=BALANCED),
-        Case("all channels, mixed types", ((2048, 2, 4),), (1,), torch.bfloat16, torch.float32, loss=BALANCED),
-        Case("wide, no GcBlock gradient", ((1280, 2, 4),), (1,), frozen=True, loss=BALANCED),
+        Case("blocks of channels, no GcBlock gradient", ((384, 4, 4),), (1,), frozen=True, loss=BALANCED),
         Case("maps, several chunks", ((16, 23, 41), (16, 3, 5)), (1, 1), loss=BALANCED, maps=True),
         Case("maps, bfloat16", SMALL, (1, 1), torch.bfloat16, torch.bfloat16, True, loss=BALANCED, maps=True),
     ]
@@ -121,9 +120,11 @@ def test_poisoned_memory_and_the_same_bits_again(gc):
         assert torch.equal(found[name], value), name
 
 
-def test_no_global_term():
-    """Without GcBlocks: no global term, and the student's gradient is that of the rest."""
-    student, teacher, boxes, sizes, _ = make_inputs(Case("no gc", SMALL, (2, 0)))
+@pytest.mark.parametrize("levels", [SMALL, ((1280, 2, 4),), ((1536, 1, 12), (2048, 3, 3))], ids=str)
+@pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+def test_no_global_term(levels, types):
+    """Without GcBlocks, whose many rows take long here: no global term; the student's gradient is that of the rest."""
+    student, teacher, boxes, sizes, _ = make_inputs(Case("no gc", levels, (2, 0), *types))
     results = []
     for backend in ("reference", "triton"):
         leaves = [s.clone().requires_grad_() for s in student]
