@@ -145,10 +145,10 @@ class CocoDataModule(pl.LightningDataModule):
         seed: of the order of the training images and of their random transforms. They have generators of their own:
             two runs that build different modules still see the same batches.
         max_pixels: width x height above which an image counts as unreadable, before it is decoded.
-        first_label: labels count on from it in the order of the category ids, without gaps: 0 for an official 80-class
-            YOLO, RT-DETR or MMDetection model on COCO, 1 for a torchvision detector without unused classes. Checkpoints
-            keep it, and detections come back as category ids. None: labels are the category ids, as torchvision's own
-            weights count them.
+        first_label: labels count on from it in the order of the category ids, without gaps. 0 is right for an official
+            80-class YOLO, RT-DETR or MMDetection model on COCO, 1 for a torchvision detector without unused classes.
+            Checkpoints keep it, and detections come back as category ids. None: labels are the category ids, as
+            torchvision's own weights count them.
 
     Raises:
         ValueError: batch_size or num_workers out of range, training annotations without an object, or categories that

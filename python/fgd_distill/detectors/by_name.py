@@ -55,14 +55,13 @@ class DetectorConfig:
     """A detector as a configuration file describes it.
 
     Args:
-        name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn`` or ``maskrcnn_resnext101_64x4d_fpn``; or a
-            function of one's own as ``module:function``, called with ``num_classes`` and ``options``, that returns a
-            detector that has an adapter.
+        name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn``; or your own ``module:function``. It is
+            called with ``num_classes`` and ``options``, and returns a detector that has an adapter.
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.
-        backbone_weights: a file with the state dict of torchvision's classification network of the same backbone,
-            trained on ImageNet; its last layer is left out. Unused beside ``weights``.
+        backbone_weights: a file with the state dict of torchvision's classification network of the same backbone.
+            Trained on ImageNet; its last layer is left out. Unused beside ``weights``.
         options: keyword arguments for the detector, such as ``min_size`` and ``max_size``. With
             ``trainable_backbone_layers``, so many backbone stages learn, counted from the last.
 
