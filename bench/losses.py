@@ -1,4 +1,4 @@
-"""Forward + backward of each loss on feature maps beside FGD's, on the CPU: time in alternation, and peak memory.
+"""Forward + backward of each loss on feature maps beside FGD's, on the CPU: processor time, in turn, and peak memory.
 
     python -m bench.losses                        # all losses, CSV in runs/losses.csv
     python -m bench.losses --levels 1 --names fgd fgd_non_local fgd_none --rounds 3
@@ -66,13 +66,13 @@ class Problem:
         return fgd.FGDLoss(CHANNELS, CHANNELS, self.levels, relation=name.removeprefix("fgd").lstrip("_") or "gc")
 
     def step(self, criterion: torch.nn.Module) -> float:
-        """Seconds of one forward + backward."""
+        """Processor seconds of one forward + backward: what else the machine does counts less."""
         for tensor in (*self.student, *criterion.parameters()):
             tensor.grad = None
-        start = time.perf_counter()
+        start = time.process_time()
         losses = criterion(self.student, self.teacher, self.boxes, [FRAME] * BATCH)
         torch.stack(list(losses.values())).sum().backward()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def peak_mib(levels: int, name: str) -> float:

@@ -129,6 +129,16 @@ def test_digits():
     assert_shown(high, 100 * max(losses))
 
 
+def test_other_losses():
+    page = (ROOT / "docs" / "guides" / "which-loss.md").read_text().split("## What they cost")[1].split("\n## ")[0]
+    measured = {f"`{row['loss']}`": row for row in rows_of("losses_xeon.csv")}
+    found = table(page, measured)
+    assert {name for name, *_ in found} == measured.keys() - {"`fgd`", "`fgd_none`"}
+    for name, time, memory in found:
+        assert_shown(time, measured[name]["median_ms"])
+        assert_shown(memory, measured[name]["peak_mib"])
+
+
 def test_the_gpu_report():
     report = {
         (row["kernel"], row["architecture"]): row for row in rows_of("gpu_report.csv") if row["channels"] == "256"
