@@ -16,8 +16,8 @@ struct ContextGrads {
 };
 
 template <class A>
-static A weighted(const Pyramid& p, const A* upstream, int level, Term term) {
-  return static_cast<A>(upstream[term] * p.weights[level * kTerms + term] / p.images);
+static double weighted(const Pyramid& p, const A* upstream, int level, Term term) {
+  return upstream[term] * p.weights[level * kTerms + term] / p.images;
 }
 
 template <class A>
@@ -80,10 +80,11 @@ static BackwardChunk<A> backward_chunk(const Pyramid& p, const Pixels& task, con
   chunk.pixels = task.count;
   for (int k = 0; k < kMaps; ++k)
     chunk.maps[k] = maps + p.maps_offset(task.level, task.image) + int64_t{k} * level.pixels() + first;
-  chunk.grad_fg = weighted(p, upstream, task.level, kFg);
-  chunk.grad_bg = weighted(p, upstream, task.level, kBg);
-  chunk.grad_attention = weighted(p, upstream, task.level, kAttention);
-  chunk.grad_global = p.gc_block.empty() ? A{0} : weighted(p, upstream, task.level, kGlobal);
+  auto of_term = [&](Term term) { return static_cast<A>(weighted(p, upstream, task.level, term)); };
+  chunk.grad_fg = of_term(kFg);
+  chunk.grad_bg = of_term(kBg);
+  chunk.grad_attention = of_term(kAttention);
+  chunk.grad_global = p.gc_block.empty() ? A{0} : of_term(kGlobal);
   chunk.attention = image_stats + kStatAttention * C;
   chunk.attention_grad = image_stats + kStatAttentionGrad * C;
   chunk.shift = p.gc_block.empty() ? zeros.data() : image_stats + kStatShift * C;

@@ -47,7 +47,7 @@ struct ForwardChunk {
   Features student, teacher;
   int channels, pixels;
   const A *key_s, *key_t;  // [C] Wk of the student's and the teacher's GcBlock
-  A inverse_ct;            // 1 / (C·T): 0 switches spatial attention off
+  double inverse_ct;       // 1 / (C·T): 0 switches spatial attention off
   const A* mask;           // [pixels] fg, and zeros up to the next multiple of 16
   // Results.
   A* softmax[kSoftmaxes];  // each [pixels]: of the attentions logit - maximum of the chunk, of the contexts exp of it
@@ -79,14 +79,15 @@ struct BackwardChunk {
 template <class A>
 struct ImageMerge {
   int channels, pixels, chunks;
-  A* chunk_sums;             // of the image's first chunk
-  int64_t chunk_stride;      // from one chunk's sums to the next one's
-  const A* mask;             // [P] fg
-  A inverse_ct, inverse_pt;  // 1 / (C·T) of the spatial, 1 / (P·T) of the channel attention
-  A* maps;                   // [kMaps][P]: in as in ForwardChunk::softmax, out what is saved
-  A* stats;                  // [kStats][C], out; D1 in the place of kStatShiftGrad, nothing in that of kStatShift
-  double* terms;             // [kTerms], added to
-  double squares;            // out: Σc D2[c]
+  A* chunk_sums;                  // of the image's first chunk
+  int64_t chunk_stride;           // from one chunk's sums to the next one's
+  const A* mask;                  // [P] fg
+  double inverse_ct, inverse_pt;  // 1 / (C·T) of the spatial, 1 / (P·T) of the channel attention
+  A* maps;                        // [kMaps][P]: in as in ForwardChunk::softmax, out what is saved
+  A* stats;                       // [kStats][C], out, but for kStatShift and kStatShiftGrad
+  double* differences;            // [C], out: D1
+  double* terms;                  // [kTerms], added to
+  double squares;                 // out: Σc D2[c]
 
   FGD_INLINE ChunkSums<A> chunk(int i) const { return ChunkSums<A>::at(chunk_sums + i * chunk_stride, channels); }
   FGD_INLINE int end(int i) const { return (i + 1) * kChunkPixels < pixels ? (i + 1) * kChunkPixels : pixels; }

@@ -44,7 +44,7 @@ static void run_chunk(const Pyramid& p, const ChunkTask& task, A* sums, A* maps,
   chunk.pixels = pixels;
   chunk.key_s = gc_key<A>(p, task.level, 0, zeros);
   chunk.key_t = gc_key<A>(p, task.level, 1, zeros);
-  chunk.inverse_ct = static_cast<A>(1 / (level.channels * p.spatial_temperature));
+  chunk.inverse_ct = 1 / (level.channels * p.spatial_temperature);
   chunk.mask = mask;
   for (int q = 0; q < kSoftmaxes; ++q)
     chunk.softmax[q] = maps + p.maps_offset(task.level, task.image) + int64_t{q} * level.pixels() + first;
@@ -60,7 +60,7 @@ struct ImageTerms {
 
 template <class A>
 static ImageTerms merge(const Pyramid& p, int level, int image, A* sums, int64_t stride, A* maps, A* stats,
-                        void* scratch) {
+                        double* differences, void* scratch) {
   const LevelFeatures& f = p.levels[level];
   A* mask = static_cast<A*>(scratch);
   rasterise(p, level, image, 0, f.pixels(), mask);
@@ -72,10 +72,11 @@ static ImageTerms merge(const Pyramid& p, int level, int image, A* sums, int64_t
   m.chunk_sums = sums;
   m.chunk_stride = stride;
   m.mask = mask;
-  m.inverse_ct = static_cast<A>(1 / (f.channels * p.spatial_temperature));
-  m.inverse_pt = static_cast<A>(1 / (f.pixels() * p.channel_temperature));
+  m.inverse_ct = 1 / (f.channels * p.spatial_temperature);
+  m.inverse_pt = 1 / (f.pixels() * p.channel_temperature);
   m.maps = maps + p.maps_offset(level, image);
   m.stats = stats + p.stats_offset(level, image);
+  m.differences = differences;
   m.terms = out.terms;
   image_kernels<A>().merge(m, mask + (f.pixels() + 15) / 16 * 16);
   out.squares = m.squares;
@@ -84,20 +85,21 @@ static ImageTerms merge(const Pyramid& p, int level, int image, A* sums, int64_t
 
 // r = v_s - v_t into the stats, and L_gl = Σc D2 + 2·r·D1 + P·r².
 template <class A>
-static double shift(const LevelFeatures& f, const double* added_s, const double* added_t, double squares, A* stats) {
+static double shift(const LevelFeatures& f, const double* added_s, const double* added_t, const double* differences,
+                    double squares, A* stats) {
   double sum = squares;
   for (int c = 0; c < f.channels; ++c) {
-    A* d1 = stats + kStatShiftGrad * f.channels + c;
-    const double r = added_s[c] - added_t[c], grad = 2 * (*d1 + f.pixels() * r);
-    sum += r * (*d1 + grad / 2);
+    const double r = added_s[c] - added_t[c], grad = 2 * (differences[c] + f.pixels() * r);
+    sum += r * (differences[c] + grad / 2);
     stats[kStatShift * f.channels + c] = static_cast<A>(r);
-    *d1 = static_cast<A>(grad);
+    stats[kStatShiftGrad * f.channels + c] = static_cast<A>(grad);
   }
   return sum;
 }
 
 template <class A>
-static void global_terms(const Pyramid& p, const Executor& run, A* stats, std::vector<ImageTerms>& images) {
+static void global_terms(const Pyramid& p, const Executor& run, const std::vector<double>& differences, A* stats,
+                         std::vector<ImageTerms>& images) {
   const int levels = static_cast<int>(p.levels.size());
   int hidden = 1;
   for (int h : p.gc_hidden) hidden = std::max(hidden, h);
@@ -114,7 +116,8 @@ static void global_terms(const Pyramid& p, const Executor& run, A* stats, std::v
       const int64_t at = int64_t{n} * p.levels[level].channels;
       ImageTerms& image = images[level * p.images + n];
       image.terms[kGlobal] = shift(p.levels[level], &added[2 * level * size + at], &added[(2 * level + 1) * size + at],
-                                   image.squares, stats + p.stats_offset(level, n));
+                                   &differences[level * size + int64_t{n} * largest_channels(p)], image.squares,
+                                   stats + p.stats_offset(level, n));
     }
 }
 
@@ -129,6 +132,7 @@ void forward(const Pyramid& p, const Executor& run, A* terms, A* maps, A* stats)
       [&](int64_t i, void* scratch) { run_chunk<A>(p, tasks[i], &sums[i * size], maps, zeros, scratch); });
 
   std::vector<ImageTerms> images(levels * p.images);
+  std::vector<double> differences(images.size() * C);  // D1 [levels][N][C]
   std::vector<int64_t> first_chunk(levels * p.images);
   int pixels = 0, chunks = 0;
   for (const ChunkTask& task : tasks) first_chunk[task.level * p.images + task.image] = task.index;
@@ -136,9 +140,10 @@ void forward(const Pyramid& p, const Executor& run, A* terms, A* maps, A* stats)
   run(levels * p.images, (pixels + 15) / 16 * 16 * sizeof(A) + merge_scratch_bytes(C, pixels, chunks),
       [&](int64_t i, void* scratch) {
         const int level = static_cast<int>(i / p.images), image = static_cast<int>(i % p.images);
-        images[i] = merge<A>(p, level, image, &sums[first_chunk[i] * size], size, maps, stats, scratch);
+        images[i] =
+            merge<A>(p, level, image, &sums[first_chunk[i] * size], size, maps, stats, &differences[i * C], scratch);
       });
-  if (!p.gc_block.empty() && p.images > 0) global_terms<A>(p, run, stats, images);
+  if (!p.gc_block.empty() && p.images > 0) global_terms<A>(p, run, differences, stats, images);
 
   for (int level = 0; level < levels; ++level)
     for (int k = 0; k < kTerms; ++k) {

@@ -48,6 +48,9 @@ inline void add_pixel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, A*
 // lose a digit where features have 16 bits. As many vectors as a tile of 256 float32 channels has on AVX2.
 template <class A>
 constexpr int kPixelBlock = 32 * kWidth<A>;
+// And differences again, of fewer vectors: nearly constant ones are rounded alike, each time.
+template <class A>
+constexpr int kDifferenceBlock = 8 * kWidth<A>;
 
 // Step 3 for K channels from c on. `sums` holds, per channel, a vector for each of the eight sums.
 template <int K, class A, class S, class T>
@@ -77,10 +80,21 @@ inline void add_channel_sums(const ForwardChunk<A>& k, const Tile& tile, int c, 
   for (int first = 0; first < tile.pixels; first += kPixelBlock<A>) {
     FGD_UNROLL
     for (int i = 0; i < K * kSums; ++i) sum[i / kSums][i % kSums] = Vec<A>{};
-    const int left = tile.pixels - first, count = left < kPixelBlock<A> ? left : kPixelBlock<A>;
-    for_vectors<A>(count, [&](int j, auto lanes) { add(first + j, lanes); });
+    const int end = smaller(first + kPixelBlock<A>, tile.pixels);
+    Vec<A> d[K] = {}, d2[K] = {};
+    for (int begin = first; begin < end; begin += kDifferenceBlock<A>) {
+      for_vectors<A>(smaller(kDifferenceBlock<A>, end - begin), [&](int j, auto lanes) { add(begin + j, lanes); });
+      FGD_UNROLL
+      for (int i = 0; i < K; ++i) {
+        d[i] += sum[i][kSumD], d2[i] += sum[i][kSumD2];
+        sum[i][kSumD] = sum[i][kSumD2] = Vec<A>{};
+      }
+    }
     FGD_UNROLL
-    for (int i = 0; i < K; ++i) add_sums<A>(sum[i], weights.rescale, first == 0, sums + (c + i) * kSums);
+    for (int i = 0; i < K; ++i) {
+      sum[i][kSumD] = d[i], sum[i][kSumD2] = d2[i];
+      add_sums<A>(sum[i], weights.rescale, first == 0, sums + (c + i) * kSums);
+    }
   }
 }
 

@@ -106,7 +106,13 @@ inline void channel_softmax(double* x, int channels, double inverse_pt) {
   for (int c = 0; c < channels; ++c) x[c] *= channels / sum;
 }
 
-inline double sign_of(double x) { return x > 0 ? 1. : x < 0 ? -1. : x; }
+// sign(A_s - A_t). Attentions of float32 features that differ by less than their normalisers may be wrong by are equal:
+// those of maps with the same numbers in other places differ by the order of a sum.
+template <class A>
+inline double sign_of(double student, double teacher) {
+  const double x = student - teacher, equal = sizeof(A) < sizeof(double) ? 0x1p-48 * teacher : 0;
+  return x > equal ? 1. : x < -equal ? -1. : 0 * x;
+}
 
 // Channels: A^C of both, their L1 distance and its gradient, the two focal sums.
 template <class A>
@@ -121,14 +127,14 @@ inline void finish_channels(ImageMerge<A>& m, double* sums, int background) {
     m.terms[kBg] += m.pixels * teacher[c] * sums[kSumBg * m.channels + c] / (background > 0 ? background : 1);
     m.terms[kAttention] += __builtin_fabs(difference);
     m.squares += sums[kSumD2 * m.channels + c];
-    signed_sum += sign_of(difference) * student[c];
+    signed_sum += sign_of<A>(student[c], teacher[c]) * student[c];
   }
   for (int c = 0; c < m.channels; ++c) {
-    const double sign = sign_of(student[c] - teacher[c]);
+    const double sign = sign_of<A>(student[c], teacher[c]);
     m.stats[kStatAttention * m.channels + c] = static_cast<A>(teacher[c]);
     m.stats[kStatAttentionGrad * m.channels + c] =
         static_cast<A>(student[c] * (sign - signed_sum / m.channels) * m.inverse_pt);
-    m.stats[kStatShiftGrad * m.channels + c] = static_cast<A>(sums[kSumD * m.channels + c]);  // D1, for now
+    m.differences[c] = sums[kSumD * m.channels + c];
     m.stats[kStatContextS * m.channels + c] = static_cast<A>(sums[kSumContextS * m.channels + c]);
     m.stats[kStatContextT * m.channels + c] = static_cast<A>(sums[kSumContextT * m.channels + c]);
   }
@@ -146,22 +152,21 @@ inline void finish_pixels(ImageMerge<A>& m, double* const* factor, double* const
     const int end = begin + kMinTilePixels < m.pixels ? begin + kMinTilePixels : m.pixels;
     double part = 0, signed_part = 0;  // of a few pixels: sums of as many digits as features of float64 have
     for (int p = begin; p < end; ++p) {
-      const double difference = student[p] - teacher[p];
-      part += __builtin_fabs(difference);
-      signed_part += sign_of(difference) * student[p];
+      part += __builtin_fabs(student[p] - teacher[p]);
+      signed_part += sign_of<A>(student[p], teacher[p]) * student[p];
     }
     distance += part;
     signed_sum += signed_part;
   }
   m.terms[kAttention] += distance;
   const double mean = signed_sum / m.pixels;
-  const A outside = static_cast<A>(-1. / (background > 0 ? background : 1));
+  const double outside = -1. / (background > 0 ? background : 1);
   for (int i = 0; i < m.chunks; ++i) {
     const A context_s = static_cast<A>(factor[kContextS][i]), context_t = static_cast<A>(factor[kContextT][i]);
     for (int p = i * kChunkPixels; p < m.end(i); ++p) {
-      const double sign = sign_of(student[p] - teacher[p]);
-      map[kMapFocal][p] = static_cast<A>(teacher[p]) * (m.mask[p] > 0 ? m.mask[p] : outside);
-      map[kMapAttention][p] = static_cast<A>(student[p] * (sign - mean)) * m.inverse_ct;
+      const double sign = sign_of<A>(student[p], teacher[p]);
+      map[kMapFocal][p] = static_cast<A>(teacher[p] * (m.mask[p] > 0 ? m.mask[p] : outside));
+      map[kMapAttention][p] = static_cast<A>(student[p] * (sign - mean) * m.inverse_ct);
       map[kMapContextS][p] *= context_s;
       map[kMapContextT][p] *= context_t;
     }

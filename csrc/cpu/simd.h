@@ -340,9 +340,10 @@ inline void sum_lanes_of_8<float>(const Vec<float>* v, float* out) {
 // ---- exponential ---------------------------------------------------------------------------------------------------
 
 // exp(x) for x <= 0 (any x works; large ones give inf): 2^n·p(r) with n = round(x / ln 2), |r| <= ln 2 / 2, and the
-// Taylor-like polynomial of Cephes. Relative error below 2e-7; results below the smallest normal number are 0.
+// Taylor-like polynomial of Cephes. Relative error below 2e-7; below the smallest normal number with the digits that
+// are left.
 inline Vec<float> exponential(Vec<float> x) {
-  const Vec<float> low = broadcast(-87.3365f), high = broadcast(88.7228f);
+  const Vec<float> low = broadcast(-104.f), high = broadcast(88.7228f);
   const Bits<float> underflow = x<low, overflow = x> high;
   const Vec<float> clamped = select<float>(underflow, low, select<float>(overflow, high, x));
   const Vec<float> magic = broadcast(12582912.f);  // 1.5·2^23: a sum with it is rounded to an integer
@@ -357,7 +358,7 @@ inline Vec<float> exponential(Vec<float> x) {
   p = multiply_add<float>(p, r, broadcast(1.6666665459e-1f));
   p = multiply_add<float>(p, r, broadcast(5.0000001201e-1f));
   p = multiply_add<float>(p * r, r, r) + 1.f;
-  // Half of 2^n before, half after: n reaches 128.
+  // Half of 2^n before, half after: n goes from -150 to 128.
   const Bits<float> half = ((Bits<float>)shifted - 0x4b400000) >> 1, rest = ((Bits<float>)shifted - 0x4b400000) - half;
   const Vec<float> scale_a = (Vec<float>)((half + 127) << 23), scale_b = (Vec<float>)((rest + 127) << 23);
   const Vec<float> value = p * scale_a * scale_b;
@@ -367,7 +368,7 @@ inline Vec<float> exponential(Vec<float> x) {
 
 // The same to some 1e-16: Taylor's polynomial.
 inline Vec<double> exponential(Vec<double> x) {
-  const Vec<double> low = broadcast(-708.), high = broadcast(709.);
+  const Vec<double> low = broadcast(-746.), high = broadcast(709.);
   const Bits<double> underflow = x<low, overflow = x> high;
   const Vec<double> clamped = select<double>(underflow, low, select<double>(overflow, high, x));
   const Vec<double> magic = broadcast(6755399441055744.);  // 1.5·2^52
@@ -381,8 +382,9 @@ inline Vec<double> exponential(Vec<double> x) {
   for (int i = 1; i < 11; ++i) p = multiply_add<double>(p, r, broadcast(1 / kOver[i]));
   p = multiply_add<double>(p, r, broadcast(.5));
   p = multiply_add<double>(p * r, r, r) + 1.;
-  const Vec<double> scale = (Vec<double>)(((Bits<double>)shifted - 0x4338000000000000 + 1023) << 52);
-  const Vec<double> infinite = select<double>(overflow, broadcast(__builtin_inf()), p * scale);
+  const Bits<double> whole = (Bits<double>)shifted - 0x4338000000000000, half = whole >> 1;
+  const Vec<double> scale_a = (Vec<double>)((half + 1023) << 52), scale_b = (Vec<double>)((whole - half + 1023) << 52);
+  const Vec<double> infinite = select<double>(overflow, broadcast(__builtin_inf()), p * scale_a * scale_b);
   return (Vec<double>)((Bits<double>)infinite & ~underflow);
 }
 

@@ -12,6 +12,8 @@ constexpr int kChannelBlockVectors = 16;  // channels_last: a lane adds one of e
 
 constexpr int kTileBytes = 512 * 1024;  // of features, both: a tile and its successor lie in a 2 MB second-level cache
 
+inline int smaller(int a, int b) { return a < b ? a : b; }
+
 struct Tile {
   int first, pixels;
   bool next;  // another whole tile follows in this chunk
@@ -240,6 +242,12 @@ inline A lost_of(A largest, const A* logits, const A* lost, int pixels) {
   return lost[j];
 }
 
+// Sums of |F| become logits: in float64, as a rounding of the factor would be common to all of them.
+template <class A>
+inline void scale_logits(double factor, A* logits, int pixels) {
+  for (int j = 0; j < pixels; j += kWidth<double>) store<double>(logits + j, load<double>(logits + j) * factor);
+}
+
 // Step 2 of the forward pass: logits become exponentials against the running maxima, and these the tile's weights.
 template <class A, class S, class T>
 inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int index, ForwardScratch<A>& work,
@@ -250,7 +258,7 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
   for (int q = 0; q < kSoftmaxes; ++q) {
     A *logits = work.logits[q], *lost = work.weights[q];
     const bool activation = q == kTeacher || q == kStudent;
-    for (int j = 0; activation && j < tile.pixels; j += W) store<A>(logits + j, load<A>(logits + j) * k.inverse_ct);
+    if (activation) scale_logits(k.inverse_ct, logits, tile.pixels);
     for (int j = tile.pixels; j % W != 0; ++j) logits[j] = minus_infinity;
     LogitRange<A> range = logit_range(logits, tile);
     const bool exact = sizeof(A) < sizeof(double) && range.largest - range.smallest > kExactSpread;

@@ -141,6 +141,14 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
   if (column < columns) chunk_sums<A>(level, image, 0)[column] = static_cast<A>(sum / softmax.normaliser_of(q));
 }
 
+// sign(A_s - A_t). Attentions of float32 features that differ by less than their normalisers may be wrong by are equal:
+// those of maps with the same numbers in other places differ by the order of a sum.
+template <class A>
+FGD_DEVICE double sign_of(double student, double teacher) {
+  const double x = student - teacher, equal = sizeof(A) < sizeof(double) ? 0x1p-48 * teacher : 0;
+  return fabs(x) <= equal ? 0. : sign_of(x);
+}
+
 // A^S of a pixel. Both nets' are compared in float64: at high temperatures they differ in their last digits.
 template <class A>
 FGD_DEVICE double spatial_attention(double scale, A logit, A maximum) {
@@ -160,7 +168,7 @@ FGD_DEVICE void merge_pixels(const Level& level, int image, int block, const Ima
     const double s = spatial_attention(scale_s, logit_s, softmax.maximum[kStudent]);
     const double t = spatial_attention(scale_t, logit_t, softmax.maximum[kTeacher]);
     distance += fabs(s - t);
-    signed_sum += sign_of(s - t) * s;
+    signed_sum += sign_of<A>(s, t) * s;
   }
   distance = add_over_block(distance, part);
   signed_sum = add_over_block(signed_sum, part);
@@ -227,7 +235,7 @@ FGD_DEVICE void write_stats(const Level& level, int image, const A* merged, cons
   for (int c = threadIdx.x; c < C; c += kThreads) {
     const double s = student(c), t = teacher(c);
     stats[kStatAttention * C + c] = static_cast<A>(t);
-    stats[kStatAttentionGrad * C + c] = static_cast<A>(s * (sign_of(s - t) - mean_sign) * student.inverse_pt);
+    stats[kStatAttentionGrad * C + c] = static_cast<A>(s * (sign_of<A>(s, t) - mean_sign) * student.inverse_pt);
     stats[kStatShift * C + c] = 0;
     stats[kStatShiftGrad * C + c] = merged[kSumD * C + c];  // D1: the GcBlock makes a gradient of it
     stats[kStatContextS * C + c] = merged[kSumContextS * C + c];
@@ -249,7 +257,7 @@ FGD_DEVICE void finish_channels(const PyramidParams& p, const Level& level, int 
     bg += t * merged[kSumBg * C + c];
     distance += fabs(s - t);
     squares += merged[kSumD2 * C + c];
-    signed_sum += sign_of(s - t) * s;
+    signed_sum += sign_of<A>(s, t) * s;
   }
   fg = add_over_block(fg, part);
   bg = add_over_block(bg, part);
@@ -293,7 +301,7 @@ FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int im
     map[kMapContextS][i] = static_cast<A>(scale[kContextS]) * context_s;
     map[kMapContextT][i] = static_cast<A>(scale[kContextT]) * context_t;
     map[kMapFocal][i] = static_cast<A>(t) * (weight > 0 ? static_cast<A>(weight) : outside);
-    map[kMapAttention][i] = static_cast<A>(s * (sign_of(s - t) - mean_sign)) * to_spatial;
+    map[kMapAttention][i] = static_cast<A>(s * (sign_of<A>(s, t) - mean_sign)) * to_spatial;
   }
 }
 

@@ -3,7 +3,9 @@
     ∂L/∂Wk[c] = Σ_images ( Σ_chunks (sums of f·F[c,p] without the peak) - F[c,p*]·Σ f ),  p* the image's peak
 
 where Σ f leaves the peak out, too (backward_pass.py). Without a peak ctx[c] stands for F[c,p*]: Σ f is 0 then, and only
-its roundings are subtracted. ∂L/∂bk = 0, for it shifts every logit alike; NaN where Σ f is no number.
+its roundings are subtracted. Where a map is constant the two sums are the same rounding, and what is left of them its
+square: a difference of less than 2^-18 of them is 0. ∂L/∂bk = 0, for it shifts every logit alike; NaN where Σ f is no
+number.
 
 One program takes a block of channels of one net.
 
@@ -18,6 +20,8 @@ import triton.language as tl
 
 from .device.levels import locate, number, pick
 from .layout import STAT_CONTEXT_S, STATS
+
+CONSTANT_MAP: tl.constexpr = tl.constexpr(2.0**-18)
 
 
 @triton.jit
@@ -89,6 +93,7 @@ def sum_key_grads(
     c = (block * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
     total = tl.zeros((BLOCK, BLOCK_C), tl.float32)
     peaks = tl.zeros((1, BLOCK_C), tl.float32)
+    roundings = tl.zeros((1, BLOCK_C), tl.float32)  # Σ |ctx·Σ f| over the images
     shifts = 0.0
     for image in range(images):
         at = partials + (number(first_chunk, level) + image * count).to(tl.int64) * partial_size
@@ -107,6 +112,9 @@ def sum_key_grads(
         context = stats + STATS * before + (STAT_CONTEXT_S + of_teacher) * width
         value += tl.load(context + c, mask=(c < width) & (peak < 0), other=0.0)
         peaks += sum_f * value
+        roundings += tl.where(peak < 0, tl.abs(sum_f * value), 0.0)
         shifts += sum_f
-    tl.store(pick(key_grads, net) + c, tl.sum(total, axis=0)[None, :] - peaks, mask=c < width)
+    grads = tl.sum(total, axis=0)[None, :] - peaks
+    grads = tl.where(tl.abs(grads) < roundings * CONSTANT_MAP, 0.0, grads)
+    tl.store(pick(key_grads, net) + c, grads, mask=c < width)
     tl.store(pick(bias_grads, net), shifts * 0.0, mask=block == 0)

@@ -95,6 +95,21 @@ def check_key_gradients(backend, dtype, channels_last, levels, scale, seeds=5) -
     assert ours <= 2 * plain + 16 * EPS[torch.float32], (ours, plain)
 
 
+def check_a_constant_map(backend, dtype, channels_last, shape) -> None:
+    """Every pixel is ctx, then: Σ q·(u - ū)·(F - ctx) is 0, and no square of a rounding."""
+    student, teacher = (
+        in_layout(x.expand(2, *shape).to(dtype), channels_last)
+        for x in (torch.randn(2, shape[0], 1, 1), torch.randn(shape))
+    )
+    criterion = criterion_of((shape,), backend, **BALANCED)
+    for parameter in criterion.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    criterion.to(torch.promote_types(dtype, torch.float32))
+    gradients([student], [teacher], criterion, (2, 1))
+    block = criterion.levels[0]
+    assert (block.conv_mask_s.weight.grad == 0).all() and (block.conv_mask_t.weight.grad != 0).any()
+
+
 def check_not_finite(backend, where, value, dtype, channels_last, levels) -> None:
     """Such a value reaches what it reaches in the reference, and nothing else."""
     case = Case("", levels, (1, 2), dtype, dtype, channels_last, loss=BALANCED)

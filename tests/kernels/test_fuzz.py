@@ -93,7 +93,7 @@ def test_the_cpu_kernels_on_random_cases():
         case, inputs = generator.make_case(SEED, index), variants.inputs_of(SEED, index)
         budget = Budget(case, inputs)
         for name, value in evaluate(inputs, "cpu", None, case.fixed_student).items():
-            ratios.setdefault(campaign.quantity(name), []).append(campaign.ratio(budget.judge(name, value)))
+            ratios.setdefault(campaign.quantity(name), []).append(budget.judge(name, value).ratio)
     assert len(ratios) >= 15
     for quantity, found in ratios.items():
         assert table.percent(found, 0.5) < 0.6, quantity

@@ -169,19 +169,19 @@ void test_exponential() {
   const int steps = 400000;
   for (int first = 0; first < steps; first += W) {
     Vec<float> x;
-    for (int i = 0; i < W; ++i) x[i] = static_cast<float>(-100 + 188. * (first + i) / steps);
+    for (int i = 0; i < W; ++i) x[i] = static_cast<float>(-103 + 191. * (first + i) / steps);
     const Vec<float> got = exponential(x);
     for (int i = 0; i < W; ++i) {
       const double want = std::exp(static_cast<double>(x[i]));
       if (want < static_cast<double>(std::numeric_limits<float>::min()))
-        CHECK(got[i] >= 0 && got[i] <= std::numeric_limits<float>::min(), "exp(%g) = %g", static_cast<double>(x[i]),
-              static_cast<double>(got[i]));
+        CHECK(std::fabs(got[i] - want) < std::numeric_limits<float>::denorm_min(), "exp(%g) = %g",
+              static_cast<double>(x[i]), static_cast<double>(got[i]));
       else
         worst = std::fmax(worst, std::fabs(got[i] - want) / want);
     }
   }
   CHECK(worst < 3e-7, "relative error %.3g", worst);
-  const float x[] = {0.f, -0.f, -kInf, kInf, 89.f, -88.f, -1e30f, 1e30f},
+  const float x[] = {0.f, -0.f, -kInf, kInf, 89.f, -105.f, -1e30f, 1e30f},
               want[] = {1.f, 1.f, 0.f, kInf, kInf, 0.f, 0.f, kInf};
   for (int i = 0; i < 8; ++i) {
     const float got = exponential(Vec<float>{} + x[i])[0];

@@ -39,3 +39,8 @@ def test_values_that_are_not_finite_reach_what_they_reach_in_the_reference(
     where, value, dtype, last, levels, interpreted
 ):
     exact.check_not_finite("ptx", where, value, dtype, last, levels or ((24, 5, 9), (24, 2, 3)))
+
+
+@pytest.mark.parametrize("dtype, last, levels", KERNELS, ids=str)
+def test_a_map_that_is_constant_has_no_key_gradient(dtype, last, levels, interpreted):
+    exact.check_a_constant_map("ptx", dtype, last, *(levels or ((24, 5, 9),)))

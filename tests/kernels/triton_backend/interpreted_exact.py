@@ -55,3 +55,8 @@ def test_key_gradients_of_channel_blocks():
 )
 def test_values_that_are_not_finite_reach_what_they_reach_in_the_reference(not_finite, levels, dtype, last):
     exact.check_not_finite("triton", *not_finite, dtype, last, levels)
+
+
+@pytest.mark.parametrize("dtype, last", KERNELS, ids=str)
+def test_a_map_that_is_constant_has_no_key_gradient(dtype, last):
+    exact.check_a_constant_map("triton", dtype, last, (24, 5, 9))
