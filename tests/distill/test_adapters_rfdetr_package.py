@@ -1,4 +1,4 @@
-"""RF-DETR of the package rfdetr, built without downloads: training steps, frame and predictions. 30 s."""
+"""RF-DETR of the package rfdetr, built without downloads: training steps, frame, predictions, and fit. 40 s."""
 
 import os
 
@@ -14,7 +14,9 @@ from adapter_checks import (
 
 from fgd_distill.adapters import adapter_for
 from fgd_distill.adapters.rfdetr import RFDETRAdapter
+from fgd_distill.commands import main as cli
 from fgd_distill.inheriting import inherit
+from fgd_distill.training.run import run
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("rfdetr", reason="pip install --no-deps -r requirements-adapters.txt")
@@ -27,8 +29,9 @@ SMALL = {"resolution": 64, "positional_encoding_size": 4, "num_queries": 20, "gr
 CONFIG = RFDETRNanoConfig(pretrain_weights="none.pth", num_classes=3, sa_nheads=2, ca_nheads=2, device="cpu", **SMALL)
 
 
-def build():
-    return build_model_from_config(CONFIG)
+def build(num_classes: int = 4):
+    """``num_classes``: as ``fgd-distill fit`` counts them, one more than RF-DETR does."""
+    return build_model_from_config(CONFIG.model_copy(update={"num_classes": num_classes - 1}))
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,15 @@ def test_wrong_input_is_told(pair):
         adapter.student_step(pair[0], images, [targets[0] | {"labels": torch.tensor([4])}, targets[1]])
     with pytest.raises(TypeError, match="model: expected rfdetr's LWDETR for boxes, got Joiner"):
         adapter.default_layers(pair[0].backbone)
+
+
+def test_fit_distils_it_and_validates_and_exports(fit_args, tmp_path):
+    torch.manual_seed(0)
+    torch.save(build(11).state_dict(), tmp_path / "teacher.pt")
+    name = "test_adapters_rfdetr_package:build"
+    models = [f"--model.student.name={name}", f"--model.teacher.name={name}"]
+    weights = [f"--model.teacher.weights={tmp_path / 'teacher.pt'}", "--model.teacher.num_classes=11"]
+    ran = run(fit_args(tmp_path, *models, *weights, "--model.fgd={temperature: 1.0}", steps=2, batch_size=2))
+    assert {"train/loss_ce", "train/loss_fgd_fg", "val/AP"} <= ran.trainer.callback_metrics.keys()
+    cli.main(["export-student", str(next(tmp_path.rglob("*.ckpt"))), str(tmp_path / "student.pt")])
+    build(11).load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))

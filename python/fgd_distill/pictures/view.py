@@ -6,7 +6,7 @@ and padded, with the boxes moved along. A feature map covers that batch from edg
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -104,7 +104,7 @@ def view_attention(
     if len(set(counts.values())) > 1:
         raise FGDValueError(f"layers: expected as many feature maps of every model, got {counts}")
     packed = fgd.pack_boxes([moved], [tuple(batch.shape[-2:])], moved.device)
-    weights = partial(reference.foreground_mask, *packed)
+    weights: Callable[[int, int], Tensor] = partial(reference.foreground_mask, *packed)
     if masks is not None:
         weights = foreground.instance_masks([_placed(masks.to(device), place, batch)])
     return AttentionView(
