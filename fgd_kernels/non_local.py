@@ -9,12 +9,13 @@ Plain PyTorch, not part of the fused pass. The P×P attention of a level with P 
 `scaled_dot_product_attention` has a kernel for it: on CPUs for every dtype, on GPUs for all but float64.
 """
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .autocast import without_autocast
 
 
 class NonLocalBlock(nn.Module):
@@ -67,8 +68,7 @@ def _level(of_student: NonLocalBlock, of_teacher: NonLocalBlock, student: Tensor
     if student.shape[0] == 0:  # zero, and gradients of zero for all that may take one
         empty = [x.flatten()[:0].sum() for x in (student, *of_student.parameters(), *of_teacher.parameters())]
         return torch.stack([x.to(dtype) for x in empty]).sum()
-    device = student.device.type  # meta tensors know no autocast
-    with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+    with without_autocast(student.device.type):
         s, t = student.to(dtype), teacher.to(dtype)
         difference = (s + of_student(s)) - (t + of_teacher(t))
         return difference.square().sum() / student.shape[0]

@@ -13,13 +13,13 @@ called as the plain PyTorch that it is.
         -> the student's gradients, the GcBlocks' gradients (each an empty list where not asked for)
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import native, reference
+from .autocast import without_autocast
 from .autograd import NAMESPACE, Operators, backward_kernel, forward_kernel, refuse_inference
 from .autograd import operator as _operator
 from .backend import BACKENDS, BackendStatus, backends, check_backend, choose_backend
@@ -92,9 +92,7 @@ def _reference_loss(student, teacher, boxes, offsets, sizes, gc_block, weights, 
     traced = torch.compiler.is_compiling()  # a graph's stand-ins cannot be asked
     if not traced and torch.is_grad_enabled() and any(t.requires_grad for t in (*student, *gc_block)):
         refuse_inference(teacher)
-    device = student[0].device.type
-    # Meta tensors know no autocast; is_autocast_available would say so, but torch 2.10 does not trace it.
-    with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+    with without_autocast(student[0].device.type):
         terms = reference.pyramid_terms(
             student, teacher, boxes, offsets, sizes, gc_block, weights, spatial, channel, foreground
         )

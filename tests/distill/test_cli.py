@@ -3,6 +3,7 @@ import errno
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -189,6 +190,8 @@ def test_the_options_that_are_checked_early_are_the_parsers(capsys, command):
         ("fit --config typo.yaml", "typo.yaml: unrecognized key model.studnt; did you mean student"),
         ("fit --config broken.yaml", "broken.yaml: expected YAML"),
         ("fit -c nothing.yaml", "--config: expected a file, or one shipped with the package"),
+        ("fit --config ~/typo.yaml", "/typo.yaml: unrecognized key model.studnt"),
+        ("fit --config={model:{studnt:1}}", "--config: unrecognized key model.studnt"),
         ("calibrate --totl 3", "unrecognized option --totl; did you mean total"),
         ("export-student a.ckpt", "the following arguments are required: output"),
         ("predict --score=0.3 a", "unrecognized option --score"),
@@ -196,11 +199,13 @@ def test_the_options_that_are_checked_early_are_the_parsers(capsys, command):
 )
 def test_slips_are_told_with_the_right_name(capsys, tmp_path, monkeypatch, options, told):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "typo.yaml").write_text("model:\n  studnt: {name: digits_student}\n")
     (tmp_path / "broken.yaml").write_text("model: [\n")
     with pytest.raises(SystemExit, match="2"):
         cli.main(options.split())
-    assert f"fgd-distill {options.split()[0]}: {told}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith(f"fgd-distill {options.split()[0]}: ") and told in said
 
 
 @pytest.mark.parametrize(
@@ -263,6 +268,32 @@ try:
 except SystemExit:
     pass
 assert not {{"torch", "jsonargparse", "yaml"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_ends_quietly_where_nobody_reads_on():
+    """As `--help | head -1` does, in which the rest of the page has no reader any more."""
+    code = "import sys; sys.argv[1:] = ['--help']; from fgd_distill.commands.main import main; sys.stdin.read(); main()"
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b"" and process.wait(60) == -signal.SIGPIPE
+
+
+def test_metrics_are_loaded_late():
+    """Lightning's start leaves out what only metrics need; who asks for one gets it."""
+    code = """
+import sys
+from fgd_distill.commands.late_metrics import load_late
+load_late()
+import pytorch_lightning
+assert not {"scipy.signal", "transformers", "torchmetrics.functional"} & set(sys.modules)
+from torchmetrics.aggregation import SumMetric
+import torchmetrics
+assert torchmetrics.Accuracy.__module__.startswith("torchmetrics.") and "torchmetrics.functional" in sys.modules
+assert issubclass(SumMetric, torchmetrics.Metric) and pytorch_lightning.core.module.Metric is torchmetrics.Metric
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

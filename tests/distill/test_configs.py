@@ -115,6 +115,18 @@ def test_bases_come_before_every_configuration(tmp_path):
     assert found == expected
 
 
+def test_a_configuration_on_the_command_line_has_a_base_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: coco.yaml\n")
+    inline = "{base: ./mine.yaml, data: {root: a/b}}"
+    assert with_bases(["--config", inline]) == [
+        f"--config={CONFIGS / 'coco.yaml'}",
+        "--config=mine.yaml",
+        "--config",
+        inline,
+    ]
+
+
 def test_bases_that_cannot_be(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("base: nowhere.yaml\n")

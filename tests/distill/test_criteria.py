@@ -262,6 +262,15 @@ def test_autocast_leaves_large_sums_finite(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors_under_autocast(name):
+    loss = make(name).to("meta")
+    s, t = ([x.detach().to("meta") for x in maps] for maps in features())
+    packed = fgd.pack_boxes([box.to("meta") for box in boxes()], FRAMES, "meta")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(value.is_meta for value in loss(s, t, packed).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_state_dict_and_copies(name):
     loss, other = make(name), criterion_class(name)(8, 8, len(SIZES))
     file = io.BytesIO()

@@ -135,6 +135,7 @@ def test_the_command_prints_draws_and_writes(tmp_path, capsys, monkeypatch):
         ("[{]", "could not read it"),
         ('[{"image_id": 1}]', "detection 0: expected image_id, category_id, bbox and score"),
         ('[{"image_id": 99, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "expected an image_id of the"),
+        ('[{"image_id": true, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]', "expected an image_id of the"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, NaN, 1], "score": 1}]', "four finite numbers"),
     ],
 )

@@ -1,5 +1,7 @@
 """A student that cannot learn boxes: shipped ones never start so, and a training that stands still says so."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torchvision.models.detection import fcos_resnet50_fpn
@@ -64,3 +66,13 @@ def test_a_training_that_learns_says_nothing(fit_args, tmp_path, monkeypatch, re
     monkeypatch.setattr(standstill, "LOOK_EVERY", 1)
     run(fit_args(tmp_path, "--trainer.limit_val_batches=0", "--data.batch_size=2", steps=7))
     assert not [warning for warning in recwarn if "learn" in str(warning.message)]
+
+
+def test_steps_are_counted_not_their_batches():
+    """Four batches a step: what is equal in two steps was so in one since the first, and in seven batches."""
+    trainer = SimpleNamespace(global_rank=0, global_step=1, is_last_batch=False, accumulate_grad_batches=4)
+    module = SimpleNamespace(own_losses={"classification": torch.ones(())})
+    callback = standstill.StandstillWarning()
+    for batch in range(8):
+        callback.on_train_batch_end(trainer, module, None, None, batch)
+    assert callback.same.tolist() == [1]

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
+from fgd_kernels.boxes import is_integer
+
 from ..data.coco_json import read_coco_json, shown
 from ..data.error_analysis import KINDS, SIZES, ErrorCurves, error_curves
 from ..errors import FGDFileNotFoundError, FGDValueError
@@ -116,7 +118,7 @@ def _check_detection(ground_truth: COCO, row: Any, told: str) -> None:
     if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= row.keys():
         raise FGDValueError(f"{told}: expected image_id, category_id, bbox and score, got {shown(row)}")
     for key, known in (("image_id", ground_truth.imgs), ("category_id", ground_truth.cats)):
-        if not isinstance(row[key], int) or row[key] not in known:
+        if not is_integer(row[key]) or row[key] not in known:
             raise FGDValueError(f"{told}: expected an {key} of the annotations, got {shown(row[key])}")
     box = row["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in (*box, row["score"])):

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from ..shipped import CONFIGS
+from .late_metrics import load_late
 
+PRINTING = {"-h", "--help", "--help-all", "--version", "--print_config"}
 # No room, or no right to write.
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR}
 
@@ -82,7 +84,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: the command and its options; None takes the process's.
     """
-    args = sys.argv[1:] if args is None else list(args)
+    if args is None:
+        args = sys.argv[1:]
+        if (not args or PRINTING & set(args)) and hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other commands do: `--help | head` ends without a word
+    args = list(args)
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return
@@ -135,6 +141,7 @@ def usage() -> str:
 
 def run_command(name: str, options: Sequence[str]) -> None:
     """Runs a command of the table."""
+    load_late()
     module, _, attribute = COMMANDS[name].function.partition(":")
     function = getattr(import_module(f"fgd_distill.{module}"), attribute)
     if COMMANDS[name].parses:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..shipped import package_config
+from ..shipped import config_content, package_config
 from .help import CONFIGURED, DETECTOR, OWN, TEACHER, arguments_of, definition
 
 Names = Mapping[str, "Names | None"]
@@ -38,9 +39,11 @@ def slip(command: str, function: str, parses: bool, options: Sequence[str]) -> s
         if wrong := _unknown(name.split("."), known):
             return f"unrecognized option --{name}{wrong}"
     for path in _files(options):
-        if not Path(path).is_file():
+        inline = not os.path.isfile(path)
+        if inline and config_content(path) is None:
             return f"--config: expected a file, or one shipped with the package (fgd-distill --help), got {path!r}"
-        if parses and (told := _slip_in_file(path, {**dict.fromkeys(SAVED), **known})):
+        named = "--config" if inline else path
+        if parses and (told := _slip_in_config(path, named, {**dict.fromkeys(SAVED), **known})):
             return told
     if not parses:
         needed = [argument.name for argument in arguments_of(function) if argument.is_positional]
@@ -128,16 +131,16 @@ def _files(options: Sequence[str]) -> Iterator[str]:
             yield package_config(option.partition("=")[2])
 
 
-def _slip_in_file(path: str, known: Names) -> str | None:
+def _slip_in_config(config: str, told: str, known: Names) -> str | None:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = config_content(config)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return f"{path}: expected YAML, got {' '.join(str(error).split())}"
+        return f"{told}: expected YAML, got {' '.join(str(error).split())}"
     for name in _keys(content, known):
         if wrong := _unknown(name.split("."), known):
-            return f"{path}: unrecognized key {name}{wrong}"
+            return f"{told}: unrecognized key {name}{wrong}"
     return None
 
 

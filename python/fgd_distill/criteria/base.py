@@ -6,11 +6,13 @@ import math
 import numbers
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fgd_kernels.autocast import without_autocast
 from fgd_kernels.boxes import PackedBoxes
 from fgd_kernels.functional import checked_inputs
 from fgd_kernels.modules import channels_per_level, checked_channels
@@ -124,14 +126,14 @@ def align_convolutions(channels: Sequence[tuple[int, int]]) -> nn.ModuleList:
 def run(module: nn.Module, features: Tensor) -> Tensor:
     """A module of features of any dtype: under autocast they are taken as they are, else in the module's dtype."""
     parameter = next(module.parameters(), None)
-    if parameter is None or torch.is_autocast_enabled(features.device.type):
+    if parameter is None or (not features.is_meta and torch.is_autocast_enabled(features.device.type)):
         return module(features)
     return module(features.to(parameter.dtype))
 
 
-def summed_in(level: Level) -> torch.autocast:
+def summed_in(level: Level) -> AbstractContextManager:
     """For sums: autocast switched off on the level's device."""
-    return torch.autocast(level.student.device.type, enabled=False)
+    return without_autocast(level.student.device.type)
 
 
 def checked_number(name: str, value: object, above_zero: bool = False) -> float:

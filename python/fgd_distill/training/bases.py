@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
 from ..errors import FGDFileNotFoundError, FGDValueError
-from ..shipped import package_config
+from ..shipped import config_content, package_config
 
 OPTIONS = ("--config", "-c")
 
@@ -46,7 +47,7 @@ def bases_of(path: str) -> Iterator[str]:
     """
     chain = [path]
     while (base := _base_of(chain[-1])) is not None:
-        beside = Path(chain[-1]).parent / base
+        beside = (Path(chain[-1]).parent if os.path.isfile(chain[-1]) else Path()) / base
         chain.append(str(beside) if beside.is_file() else package_config(base))
         if not Path(chain[-1]).is_file():
             raise FGDFileNotFoundError(f"{chain[-2]}: base: expected a configuration, found none at {beside}")
@@ -56,11 +57,9 @@ def bases_of(path: str) -> Iterator[str]:
 
 
 def _base_of(path: str) -> str | None:
-    if not Path(path).is_file():
-        return None  # the parser says so
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError:
+        content = config_content(path)
+    except (yaml.YAMLError, UnicodeDecodeError):
         return None  # the parser says where
     base = content.get("base") if isinstance(content, dict) else None
     if base is not None and not isinstance(base, str):

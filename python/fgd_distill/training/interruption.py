@@ -15,6 +15,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
+from .steps import ends_a_step
+
 NAME = "interrupted-step={}.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -64,7 +66,7 @@ class StopOnSignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.accumulates = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches > 0
+        self.accumulates = not ends_a_step(trainer, batch_idx)
         self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

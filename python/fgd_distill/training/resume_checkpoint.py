@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from .interruption import checkpoint_path
+from .steps import ends_a_step, validation_is_due
 
 NAME = "resume.ckpt"
 FIRST = 60.0  # seconds of training before the first
@@ -35,10 +35,9 @@ class ResumeCheckpoint(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        accumulates = not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches > 0
-        if accumulates or trainer.global_step % AGREE_EVERY:
+        if not ends_a_step(trainer, batch_idx) or trainer.global_step % AGREE_EVERY:
             return  # a checkpoint has no gradients: those of a step that is not complete would be lost
-        if _validation_is_due(trainer, batch_idx):
+        if validation_is_due(trainer, batch_idx):
             return  # who goes on from here would miss it
         path = checkpoint_path(trainer, NAME)
         if path is None or not trainer.strategy.reduce_boolean_decision(time.monotonic() >= self.due, all=False):
@@ -54,13 +53,3 @@ class ResumeCheckpoint(pl.Callback):
             return
         if trainer.is_global_zero and os.path.exists(path):
             Path(path).unlink()
-
-
-def _validation_is_due(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether a validation comes between this step and the next one."""
-    if not trainer.enable_validation:
-        return False
-    every = trainer.val_check_batch or math.inf
-    if trainer.check_val_every_n_epoch is None:  # the interval runs on over epochs
-        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
-    return trainer.is_last_batch or (batch_idx + 1) % every == 0

@@ -11,6 +11,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .steps import ends_a_step
+
 STEPS = 50  # in a row, before anything is said
 LOOK_EVERY = 5  # steps; the gradients of all parameters are looked at
 SAME = 1e-6  # relative difference of two steps' losses that counts as none
@@ -44,7 +46,7 @@ class StandstillWarning(pl.Callback):
         self.zero = zero * (zero + (0 if self.zero is None else self.zero))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_rank:
+        if trainer.global_rank or not ends_a_step(trainer, batch_idx):
             return
         losses: Mapping[str, Tensor] = pl_module.own_losses
         now = torch.stack([loss.float() for loss in losses.values()])
