@@ -110,7 +110,8 @@ def test_instructions_and_traffic(channels, student, teacher, last, on_the_emula
         (counts,) = gpu.counts[name]
         assert counts.thread_instructions <= goal * pairs, counts.thread_instructions / pairs
         floor = pairs * (student.itemsize + teacher.itemsize)
-        assert 32 * counts.global_read_sectors <= 1.25 * floor, 32 * counts.global_read_sectors / floor
+        most = 1.25 if channels <= 256 else 1.3  # eight warps ask for the maps of eight pixels
+        assert 32 * counts.global_read_sectors <= most * floor, 32 * counts.global_read_sectors / floor
     assert 32 * gpu.counts["backward_pass"][0].global_write_sectors <= 1.05 * pairs * student.itemsize
 
 
