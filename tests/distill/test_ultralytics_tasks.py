@@ -217,22 +217,24 @@ def test_the_trainer_of_every_task(ultralytics, training, tmp_path, task):  # no
     teacher = getattr(tasks, kind)(small(head, 48) | {"kpt_shape": [2, 2]}, nc=4, verbose=False)
     (tmp_path / file).write_text(yaml.safe_dump(small(head) | {"kpt_shape": [2, 2]}))
     trainer = FGDTrainer.with_teacher(teacher, weights="calibrate", verbose=False)
-    seen = []
+    seen, sizes = [], set()
 
     def look(trainer):
         seen.append(state_of(trainer))
         if len(seen) == 2:
             raise InterruptedError
+        trainer.distiller.criterion.register_forward_pre_hook(lambda c, maps: sizes.add(maps[0][0].shape[-1]))
 
     steps = {"nbs": 2, "warmup_epochs": 0.0, "lr0": 0.01, "optimizer": "SGD", "deterministic": False, "epochs": 2}
     model = (ultralytics.RTDETR if task == "rtdetr" else ultralytics.YOLO)(file)
     model.add_callback("on_train_epoch_start", look)
     with pytest.raises(InterruptedError):
-        model.train(trainer=trainer, **training | steps)
+        model.train(trainer=trainer, **training | steps | {"multi_scale": 0.5 if task == "segment" else 0.0})
     resumed = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt")
     resumed.add_callback("on_train_epoch_start", look)
     resumed.train(trainer=trainer, resume=True)
     start, before, after = seen
+    assert (len(sizes) > 1) == (task == "segment")
     assert any(not torch.equal(value, before[name]) for name, value in start.items())
     assert not [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert before["weights"].tolist()[:4] != list(fgd.PRESETS["one_stage_anchor_free"].values())[:4]
