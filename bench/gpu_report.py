@@ -6,10 +6,10 @@
 
 Registers, spills and shared memory are the compilers' own words for that architecture: nvcc -Xptxas -v for CUDA C++,
 devtools/offline/triton_build.py for Triton. Instructions and sectors come from executing PTX in devtools/ptx:
-one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the generic ones: 16x64 pixels and 512
-channels), of Triton the code for sm_90. They count per pair of a student's and a teacher's element; sectors are all
-that the kernel moves, over the floor of its pass, which is two feature maps forward and three backward. The steps
-between the passes stand in the same units: what they add. Occupancy follows from registers, threads and shared memory;
+one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the generic and the wide ones: 16x64
+pixels and 512 channels), of Triton the code for sm_90. They count per pair of a student's and a teacher's element;
+sectors are all that the kernel moves, over the floor of its pass, which is two feature maps forward and three backward.
+The steps between the passes stand in the same units: what they add. Occupancy follows from registers, threads and shared memory;
 bytes in flight are those of the tile that a block has on its way while it computes another, for all blocks that a
 multiprocessor holds.
 
@@ -106,7 +106,7 @@ def executed_kernels() -> list[tuple[dict, dict]]:
                     out.append(({"kernel": name} | run, seen))
             run["channels"] = 512
             for name, seen in executed(torch_dtype, memory_format, channels=512, height=16, width=64).items():
-                if "generic" in name:
+                if "generic" in name or "wide" in name:
                     out.append(({"kernel": name} | run, seen))
     return out
 

@@ -145,6 +145,19 @@ FGD_DEVICE A student_factor(A context, A f) {
   return context == A{1} ? f - f : f;  // where f is not finite, NaN
 }
 
+// From u of one net to a pixel's factors, factor[kFactors][..]; mean: ū, at: the pixel in its image.
+template <class A, class Factors>
+FGD_DEVICE void finish_factor(Factors& factor, const Upstream<A>& up, const PixelMaps<A>& maps, int net, int pixel, A u,
+                              A mean, int at, KeySum<A>& sum) {
+  const A f = maps.context * (u - mean);
+  factor[net ? kFactorKeyT : kFactorKeyS][pixel] = sum.add(maps.context, f, at);
+  if (net) return;
+  factor[kFactorKey][pixel] = student_factor(maps.context, f);
+  factor[kFactorFeature][pixel] = feature_factor(up, maps.focal);
+  factor[kFactorSign][pixel] = up.attention * maps.attention;
+  factor[kFactorContext][pixel] = maps.context;
+}
+
 // Between two barriers; threads -> (net, pixel). mean: ū of this thread's net; first: the tile's first pixel.
 template <class A, int kPixels>
 FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& up, const PixelMaps<A>& maps, A mean,
@@ -154,13 +167,7 @@ FGD_DEVICE void finish_factors(FactorStep<A, kPixels>& step, const Upstream<A>& 
   A u = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) u += step.part[net][w][pixel];
-  const A f = maps.context * (u - mean);
-  step.factor[net ? kFactorKeyT : kFactorKeyS][pixel] = sum.add(maps.context, f, first + pixel);
-  if (net) return;
-  step.factor[kFactorKey][pixel] = student_factor(maps.context, f);
-  step.factor[kFactorFeature][pixel] = feature_factor(up, maps.focal);
-  step.factor[kFactorSign][pixel] = up.attention * maps.attention;
-  step.factor[kFactorContext][pixel] = maps.context;
+  finish_factor(step.factor, up, maps, net, pixel, u, mean, first + pixel, sum);
 }
 
 // Where a chunk's parts of ∂L/∂Wk go: [2][C], then KeyNumbers; null if nobody asked.
@@ -170,14 +177,14 @@ FGD_DEVICE A* key_parts(const Level& level, const Chunk& chunk) {
   return parts ? parts + (int64_t{chunk.image} * level.chunks + chunk.index) * key_stride(level.channels) : nullptr;
 }
 
-// By the threads of finish_factors.
+// By the threads of finish_factors, the first warp's at least.
 template <class A, int kPixels>
 FGD_DEVICE void write_key_numbers(const KeySum<A>& sum, int channels, A* parts) {
-  if (!parts || threadIdx.x >= 2 * kPixels) return;
+  if (!parts || threadIdx.x >= (kPixels < 16 ? 32 : 2 * kPixels)) return;
   const A total = add_over_lanes<1, kPixels>(sum.total);
   const int net = threadIdx.x / kPixels, peak = max_over_lanes<1, kPixels>(sum.peak);
   auto* numbers = reinterpret_cast<KeyNumbers<A>*>(parts + 2 * channels);
-  if (threadIdx.x % kPixels == 0) numbers->total[net] = total, numbers->peak[net] = peak;
+  if (net < 2 && threadIdx.x % kPixels == 0) numbers->total[net] = total, numbers->peak[net] = peak;
 }
 
 }  // namespace fgd::cuda

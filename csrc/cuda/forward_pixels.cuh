@@ -57,27 +57,34 @@ FGD_DEVICE A sum_of_parts(const A (&part)[kWarps][kPixels], int pixel) {
   return sum[0];
 }
 
-// Between two barriers; threads -> (softmax, pixel). mask: [kPixels]. Pixels at and behind `end` get weight 0.
-template <class A, int kPixels>
-FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, const float* mask, A inverse_ct, int first, int end, A* maps,
-                              int64_t map_size, SoftmaxState<A>& state) {
-  if (threadIdx.x >= kSoftmaxes * kPixels) return;
-  const int softmax = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
-  const bool valid = first + pixel < end;
-  const A weight = mask[pixel];
-  A logit = sum_of_parts(step.part[softmax], pixel);
+// From a pixel's logit, before its factor, to the weights and `map`, where the pixel is valid; threads -> (softmax,
+// pixel), kPixels neighbouring threads a softmax.
+template <int kPixels, class A, class Step>
+FGD_DEVICE void finish_logit(Step& step, int softmax, int pixel, A logit, A inverse_ct, A mask, bool valid, A* map,
+                             SoftmaxState<A>& state) {
   if (softmax == kTeacher || softmax == kStudent) logit *= inverse_ct;
   const A highest = highest_of<kPixels>(valid ? logit : minus_infinity<A>());
   state.take(logit, highest, valid);
   const A e = state.e.rounded();
   if (softmax == kTeacher) {
-    step.weight[kWeightFg][pixel] = e * weight;
-    step.weight[kWeightBg][pixel] = weight > 0 ? A{0} : e;
+    step.weight[kWeightFg][pixel] = e * mask;
+    step.weight[kWeightBg][pixel] = mask > 0 ? A{0} : e;
   } else if (softmax != kStudent) {
     step.weight[softmax == kContextS ? kWeightContextS : kWeightContextT][pixel] = e;
   }
   if (pixel == 0) step.rescale[softmax] = state.factor.rounded();
-  if (valid) maps[softmax * map_size + first + pixel] = logit;
+  if (valid) map[pixel] = logit;
+}
+
+// Between two barriers. mask: [kPixels]. Pixels at and behind `end` get weight 0.
+template <class A, int kPixels>
+FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, const float* mask, A inverse_ct, int first, int end, A* maps,
+                              int64_t map_size, SoftmaxState<A>& state) {
+  if (threadIdx.x >= kSoftmaxes * kPixels) return;
+  const int softmax = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
+  const A weight = mask[pixel];
+  finish_logit<kPixels>(step, softmax, pixel, sum_of_parts(step.part[softmax], pixel), inverse_ct, weight,
+                        first + pixel < end, maps + softmax * map_size + first, state);
 }
 
 // Behind the second barrier, where no other warp waits for it.

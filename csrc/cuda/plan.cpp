@@ -52,16 +52,23 @@ int64_t stats_size(const Pyramid& p) {
 
 static int variant_of(const Pyramid& p, const LevelInput& level) {
   if (p.wide()) return kGeneric + 1;
-  if (level.channels > kFastChannels) return kGeneric;
-  return (level.layout == kPixelsDense ? kNchw : kNhwc) + 3 * p.student_type + p.teacher_type;
+  const bool nchw = level.layout == kPixelsDense;
+  if (level.channels <= kFastChannels) return (nchw ? kNchw : kNhwc) + 3 * p.student_type + p.teacher_type;
+  if (p.student_type != p.teacher_type) return kGeneric;
+  if (!nchw) return level.channels <= 2048 ? kNhwcWide + p.student_type : kGeneric;
+  if (level.channels > 1024) return kGeneric;
+  return (level.channels <= 512 ? kNchw512 : kNchw1024) + p.student_type;
 }
 
 static bool any_float32(const Pyramid& p) { return p.student_type == kFloat32 || p.teacher_type == kFloat32; }
 static bool only_float32(const Pyramid& p) { return p.student_type == kFloat32 && p.teacher_type == kFloat32; }
 
-static int tile_pixels(const Pyramid& p, int variant) {
-  if (variant < kNhwc && any_float32(p)) return 16;
-  return variant >= kNhwc && variant < kGeneric ? 64 : 32;
+static int tile_pixels(const Pyramid& p, const LevelInput& level, int variant) {
+  if (variant >= kNhwcWide)  // as in nhwc_wide.cuh
+    return 32 / blocks_of(level.channels, 64) * (p.student_type == kFloat32 ? 2 : 4);
+  if (variant >= kNhwc && variant < kGeneric) return 64;
+  if (variant == kGeneric || variant == kGeneric + 1) return 32;
+  return (any_float32(p) ? 16 : 32) / (variant >= kNchw1024 ? 2 : 1);
 }
 
 // How long the device is busy with blocks that start in order, each as soon as a multiprocessor is free:
@@ -106,7 +113,7 @@ struct Cut {
 
 // Equal shares of an image, in whole tiles.
 static Cut cut_into_chunks(int64_t pixels, int tile, int chunk_pixels) {
-  const int chunks = blocks_of(pixels, std::max(chunk_pixels, tile));
+  const int chunks = blocks_of(pixels, std::min(std::max(chunk_pixels, tile), kMaxChunkPixels / tile * tile));
   const int equal = blocks_of(blocks_of(pixels, chunks), tile) * tile;
   return {equal, blocks_of(pixels, equal)};
 }
@@ -139,10 +146,10 @@ struct Work {
 // As nchw.cuh and nhwc.cuh choose how to read.
 static Work work_of(const Pyramid& p, const LevelInput& level, bool backward) {
   const int variant = variant_of(p, level), alignment = std::min(level.student.alignment, level.teacher.alignment);
-  Work work{level.pixels(), tile_pixels(p, variant), kPacketCost, kPacketCost};
-  if (variant >= kGeneric) return work;
+  Work work{level.pixels(), tile_pixels(p, level, variant), kPacketCost, kPacketCost};
+  if (variant == kGeneric || variant == kGeneric + 1) return work;
   const Costs costs = costs_of(backward, only_float32(p));
-  const bool nchw = variant < kNhwc, words = only_float32(p) || alignment >= 4;
+  const bool nchw = level.layout == kPixelsDense, words = only_float32(p) || alignment >= 4;
   if (alignment < 16) work.cost = !nchw ? costs.elements : words ? costs.words : costs.shifted;
   const bool pairs = words && (only_float32(p) || work.pixels % 2 == 0);
   work.last_cost = !nchw ? work.cost : pairs ? costs.words : costs.elements;

@@ -15,6 +15,10 @@ CUDA = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda-tests"
 ARCHITECTURE = "sm_80"  # its PTX is what later architectures can assemble, too
 UNITS = (
+    "forward_nchw_wide",
+    "backward_nchw_wide",
+    "forward_nhwc_wide",
+    "backward_nhwc_wide",
     "forward_nchw",
     "forward_nhwc",
     "forward_generic",

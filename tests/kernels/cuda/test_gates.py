@@ -44,6 +44,30 @@ def test_instructions_and_sectors(dtype, layout):
         assert counts.local_requests == 0 and counts.global_atomics == 0
 
 
+@pytest.mark.parametrize(
+    "dtype, layout, channels",
+    [
+        (torch.bfloat16, torch.contiguous_format, 320),
+        (torch.bfloat16, torch.contiguous_format, 640),
+        (torch.float32, torch.contiguous_format, 320),
+        (torch.bfloat16, torch.channels_last, 320),
+    ],
+    ids=str,
+)
+def test_instructions_and_sectors_of_wide_features(dtype, layout, channels):
+    """More than 256 channels keep to the budget of 256; these leave most threads' channels without work."""
+    inputs = operator_inputs(dtype, layout, 8, 64, channels=channels)
+    loss = Loss(*inputs, multiprocessors=1, check_races=False)
+    loss.forward()
+    loss.backward((1.0, 1.0, 1.0, 1.0))
+    pairs, size = loss.student[0].numel(), dtype.itemsize
+    for direction, units, budget in zip(("forward", "backward"), (2, 3), BUDGET[dtype], strict=True):
+        counts = next(c for name, c in loss.device.counts.items() if "_wide" in name and direction in name)
+        assert instructions(counts) / pairs <= budget
+        assert sectors_over_floor(counts, pairs * size * units) <= SECTORS
+        assert counts.local_requests == 0 and counts.global_atomics == 0
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("student_narrow", [True, False], ids=["narrow student", "narrow teacher"])

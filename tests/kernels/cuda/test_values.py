@@ -27,6 +27,9 @@ LARGE = [
     Case("several chunks, mixed", ((256, 33, 37),), (5,), torch.float16, torch.float32, loss=BALANCED),
     Case("several chunks, mixed, channels_last", ((256, 29, 37),), (5,), torch.float32, torch.bfloat16, True),
     Case("many channels", ((600, 3, 11),), (2,), loss=BALANCED),
+    Case("many channels, odd rows, bfloat16", ((530, 3, 11),), (2,), *[torch.bfloat16] * 2, loss=BALANCED),
+    Case("many channels, even rows, float16", ((400, 6, 14),), (2,), *[torch.float16] * 2, loss=BALANCED),
+    Case("many channels, mixed", ((300, 3, 4),), (2,), torch.float32, torch.float16, loss=BALANCED),
     Case("many channels, channels_last, bfloat16", ((600, 3, 11),), (2,), *[torch.bfloat16] * 2, True, loss=BALANCED),
     Case("nine levels", ((8, 5, 4),) * 9, (2,), loss=BALANCED),
     Case("more images than lanes", ((8, 3, 4), (9, 2, 2)), (1,) * 35, loss=BALANCED),
@@ -166,7 +169,7 @@ def test_levels_of_different_kinds_in_one_call():
     plain, _ = run(inputs)
     assert_near(ours, plain, 1e-6)
     kernels = [name for name in loss.device.launches if name.startswith("fgd_forward")]
-    assert kernels == ["fgd_forward_nchw_f32", "fgd_forward_nhwc_f32", "fgd_forward_generic_f32"]
+    assert kernels == ["fgd_forward_nchw_f32", "fgd_forward_nhwc_f32", "fgd_forward_nchw_wide_512_f32"]
 
 
 def test_boxes_that_cover_nothing():
