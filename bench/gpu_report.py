@@ -10,8 +10,8 @@ one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks
 pixels and 512 channels), of Triton the code for sm_90. They count per pair of a student's and a teacher's element;
 sectors are all that the kernel moves, over the floor of its pass, which is two feature maps forward and three backward.
 The steps between the passes stand in the same units: what they add. Occupancy follows from registers, threads and
-shared memory; bytes in flight are those of the tile that a block has on its way while it computes another, for all blocks that a
-multiprocessor holds.
+shared memory; bytes in flight are those of the tile that a block has on its way while it computes another, for all
+blocks that a multiprocessor holds.
 
 The predicted time is a bound, not a measurement: the larger of sectors over the memory's bandwidth and of warp
 instructions over the issue rate, for the five levels of an 800x1344 batch of 8.

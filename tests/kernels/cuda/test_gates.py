@@ -50,7 +50,6 @@ def test_instructions_and_sectors(dtype, layout):
         (torch.bfloat16, torch.contiguous_format, 320),
         (torch.bfloat16, torch.contiguous_format, 640),
         (torch.float32, torch.contiguous_format, 320),
-        (torch.bfloat16, torch.channels_last, 320),
     ],
     ids=str,
 )
