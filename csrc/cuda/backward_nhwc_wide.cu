@@ -94,8 +94,6 @@ FGD_DEVICE void write_gradient(const Step<T>& step, const ChannelFactors<float> 
 
 template <class T>
 FGD_DEVICE void backward(const PyramidParams& p) {
-  // float16 takes more registers to unpack: there are too few on sm_80 to hold two tiles.
-  constexpr bool kAhead = !std::is_same_v<T, __half>;
   __shared__ TileStep<T> shared;
   __shared__ float staged[kMostChannels];
   const Chunk chunk = chunk_of_block(p);
@@ -125,7 +123,7 @@ FGD_DEVICE void backward(const PyramidParams& p) {
     load_maps(first + pixels, next_maps);  // before the step, so that what waits for them does not wait for it
     if (busy) {
       share_projections(step, channels, shared);
-      if (kAhead && first + pixels < chunk.end) image.load(level, place, first + pixels, chunk.end, next);
+      if (first + pixels < chunk.end) image.load(level, place, first + pixels, chunk.end, next);
     }
     __syncthreads();
     if (net < 2)
@@ -134,10 +132,7 @@ FGD_DEVICE void backward(const PyramidParams& p) {
     __syncthreads();
     if (busy && place.slot < place.slots)
       write_gradient(step, channels, up.direct, shared, level, place, chunk.image, first, chunk.end, key);
-    if (kAhead)
-      step = next;
-    else if (busy && first + pixels < chunk.end)
-      image.load(level, place, first + pixels, chunk.end, step);
+    step = next;
     pixel_maps = next_maps;
   }
   float* parts = key_parts<float>(level, chunk);

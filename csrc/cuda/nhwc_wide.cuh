@@ -82,11 +82,19 @@ struct Image {
       }
       return;
     }
+    const int pixels = end - first - place.slot * kPixels<T, T>;  // that are there
 #pragma unroll
     for (int j = 0; j < kPixels<T, T>; ++j)
 #pragma unroll
       for (int v = 0; v < kVectors<T, T>; ++v) {
-        const bool there = first + place.slot * kPixels<T, T> + j < end;
+        const bool there = j < pixels;
+        if (vectors) {
+          const T *s = student.data[v] + (first + j) * student.pixel[v],
+                  *t = teacher.data[v] + (first + j) * teacher.pixel[v];
+          step.student[j][v] = load_packet<kPacket<T>>(there ? s : zeros_of<T>());
+          step.teacher[j][v] = load_packet<kPacket<T>>(there ? t : zeros_of<T>());
+          continue;
+        }
         const int count = there ? level.channels - place.first_channel(v) : 0;
         step.student[j][v] = gather_packet<kPacket<T>>(student.data[v] + (first + j) * student.pixel[v], count);
         step.teacher[j][v] = gather_packet<kPacket<T>>(teacher.data[v] + (first + j) * teacher.pixel[v], count);

@@ -50,17 +50,22 @@ def test_instructions_and_sectors(dtype, layout):
         (torch.bfloat16, torch.contiguous_format, 320),
         (torch.bfloat16, torch.contiguous_format, 640),
         (torch.float32, torch.contiguous_format, 320),
+        (torch.bfloat16, torch.channels_last, 320),
     ],
     ids=str,
 )
 def test_instructions_and_sectors_of_wide_features(dtype, layout, channels):
-    """More than 256 channels keep to the budget of 256; these leave most threads' channels without work."""
+    """More than 256 channels keep to the budget of 256; these leave most threads' channels without work.
+
+    In channels_last two of 32 groups of lanes have nothing to do at 320 channels: 36 instructions forward, not 34.
+    """
     inputs = operator_inputs(dtype, layout, 8, 64, channels=channels)
     loss = Loss(*inputs, multiprocessors=1, check_races=False)
     loss.forward()
     loss.backward((1.0, 1.0, 1.0, 1.0))
     pairs, size = loss.student[0].numel(), dtype.itemsize
-    for direction, units, budget in zip(("forward", "backward"), (2, 3), BUDGET[dtype], strict=True):
+    budgets = (36, 51) if layout == torch.channels_last else BUDGET[dtype]
+    for direction, units, budget in zip(("forward", "backward"), (2, 3), budgets, strict=True):
         counts = next(c for name, c in loss.device.counts.items() if "_wide" in name and direction in name)
         assert instructions(counts) / pairs <= budget
         assert sectors_over_floor(counts, pairs * size * units) <= SECTORS
