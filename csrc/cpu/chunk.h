@@ -28,8 +28,8 @@ struct Features {
 };
 
 // What a chunk's forward pass leaves, in memory: the eight sums, what was subtracted from the features in those of the
-// contexts (choose_origin), then the maxima of the four softmaxes. A maximum's last digits, for which a number of its
-// size has no room, are a second number.
+// contexts (choose_origin), then the maxima of the four softmaxes, those of the attentions without their factor. A
+// maximum's last digits, for which a number of its size has no room, are a second number.
 template <class A>
 struct ChunkSums {
   A *sums, *origin_s, *origin_t, *maximum, *maximum_lost;  // [kSums][C], each [C], each [kSoftmaxes]

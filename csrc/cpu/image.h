@@ -42,13 +42,14 @@ template <class A>
 inline void softmax_factors(const ImageMerge<A>& m, double* const* factor, double* const* share,
                             double* const* attention) {
   for (int q = 0; q < kSoftmaxes; ++q) {
+    const double scale_of_logits = q == kTeacher || q == kStudent ? m.inverse_ct : 1;
     double best = -__builtin_inf(), normaliser = 0;
     for (int i = 0; i < m.chunks; ++i)
       if (m.chunk(i).largest(q) > best) best = m.chunk(i).largest(q);
     const A* map = m.maps + int64_t{q} * m.pixels;
     for (int i = 0; i < m.chunks; ++i) {
       const int begin = i * kChunkPixels, end = m.end(i);
-      const double shift = m.chunk(i).largest(q) == best ? 0 : m.chunk(i).largest(q) - best;
+      const double shift = m.chunk(i).largest(q) == best ? 0 : (m.chunk(i).largest(q) - best) * scale_of_logits;
       factor[q][i] = __builtin_exp(shift);
       if (q == kTeacher || q == kStudent) {
         exponentials(map + begin, shift, attention[q] + begin, end - begin);

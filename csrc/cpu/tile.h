@@ -191,7 +191,7 @@ inline double exact_logit(const ForwardChunk<A>& k, int q, int p) {
            : q == kStudent ? __builtin_fabs(s)
                            : (q == kContextS ? k.key_s[c] * s : k.key_t[c] * t);
   }
-  return q == kTeacher || q == kStudent ? sum * k.inverse_ct : sum;
+  return sum;
 }
 
 // The largest few logits of a tile: where the others lie far below, all that follows is theirs, and a logit of some
@@ -234,6 +234,20 @@ inline LogitRange<A> logit_range(const A* logits, const Tile& tile) {
   return {largest_lane<A>(best), -largest_lane<A>(worst)};
 }
 
+// The lanes behind a tile's pixels get an exponential of 0.
+template <class A>
+inline void pad(A* logits, int pixels) {
+  for (int j = pixels; j % kWidth<A> != 0; ++j) logits[j] = static_cast<A>(-__builtin_inf());
+}
+
+// What sums that are weighted with exponentials shrink by as the largest logit grows.
+template <class A>
+inline A rescale_of(A before, A before_lost, A now, A now_lost, double factor) {
+  if (before == now) return 1;
+  if (before == static_cast<A>(-__builtin_inf())) return 0;
+  return static_cast<A>(__builtin_exp((double{before} - now + (double{before_lost} - now_lost)) * factor));
+}
+
 // What is to be added to the logit `largest`, so that a pixel with all the weight gets exp(0) = 1, exactly.
 template <class A>
 inline A lost_of(A largest, const A* logits, const A* lost, int pixels) {
@@ -242,10 +256,21 @@ inline A lost_of(A largest, const A* logits, const A* lost, int pixels) {
   return lost[j];
 }
 
-// Sums of |F| become logits: in float64, as a rounding of the factor would be common to all of them.
+// A softmax's sums over channels are its logits but for this factor, which comes when a maximum has been subtracted: a
+// large logit has no room for the digits that its exponential shows.
 template <class A>
-inline void scale_logits(double factor, A* logits, int pixels) {
-  for (int j = 0; j < pixels; j += kWidth<double>) store<double>(logits + j, load<double>(logits + j) * factor);
+inline double logit_factor(const ForwardChunk<A>& k, int q) {
+  return q == kTeacher || q == kStudent ? k.inverse_ct : 1;
+}
+
+// Logits less the largest so far, factor included; -inf on padding. lost: null where nothing is to be added.
+template <class A>
+inline void subtract_largest(A largest, A largest_lost, const A* lost, double factor, A* logits, int pixels) {
+  for (int j = 0; j < pixels; j += kWidth<double>) {
+    const Vec<double> rest = lost ? load<double>(lost + j) - largest_lost : broadcast(-double{largest_lost});
+    store<double>(logits + j, ((load<double>(logits + j) - largest) + rest) * factor);
+  }
+  pad(logits, pixels);
 }
 
 // Step 2 of the forward pass: logits become exponentials against the running maxima, and these the tile's weights.
@@ -253,15 +278,14 @@ template <class A, class S, class T>
 inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int index, ForwardScratch<A>& work,
                                      SoftmaxState<A>& state) {
   constexpr int W = kWidth<A>;
-  const A minus_infinity = static_cast<A>(-__builtin_inf());
   PixelWeights<A> out{};
   for (int q = 0; q < kSoftmaxes; ++q) {
     A *logits = work.logits[q], *lost = work.weights[q];
     const bool activation = q == kTeacher || q == kStudent;
-    if (activation) scale_logits(k.inverse_ct, logits, tile.pixels);
-    for (int j = tile.pixels; j % W != 0; ++j) logits[j] = minus_infinity;
+    const double factor = logit_factor(k, q);
+    pad(logits, tile.pixels);
     LogitRange<A> range = logit_range(logits, tile);
-    const bool exact = sizeof(A) < sizeof(double) && range.largest - range.smallest > kExactSpread;
+    const bool exact = sizeof(A) < sizeof(double) && (range.largest - range.smallest) * factor > kExactSpread;
     if (exact) {
       clear(lost, tile.pixels);
       sum_largest_again<A, S, T>(k, tile, q, logits, lost);
@@ -273,12 +297,12 @@ inline PixelWeights<A> finish_pixels(ForwardChunk<A>& k, const Tile& tile, int i
       state.lost[q] = exact ? lost_of(range.largest, logits, lost, tile.pixels) : 0;
     }
     const A now = state.maximum[q], now_lost = state.lost[q];
-    out.rescale[q] = before == now ? 1 : exponential_of<A>((before - now) + (before_lost - now_lost));
+    out.rescale[q] = rescale_of(before, before_lost, now, now_lost, factor);
     state.tile_maximum[index][q] = now;
     state.tile_lost[index][q] = now_lost;
+    subtract_largest<A>(now, now_lost, exact ? lost : nullptr, factor, logits, tile.pixels);
     for_vectors<A>(tile.pixels, [&](int j, auto lanes) {
-      Vec<A> z = load<A>(logits + j) - now;
-      z += (exact ? lanes.load(lost + j) : Vec<A>{}) - now_lost;
+      const Vec<A> z = load<A>(logits + j);
       if (activation) lanes.store(k.softmax[q] + tile.first + j, z);
       if (q == kStudent) return;        // weights no sum
       const Vec<A> e = exponential(z);  // 0 on padding: exp(-inf)
@@ -308,12 +332,12 @@ inline void finish_chunk(ForwardChunk<A>& k, int step, int tiles, const SoftmaxS
     k.out.maximum_lost[q] = state.lost[q];
     for (int i = 0; i + 1 < tiles; ++i) {
       if (state.tile_maximum[i][q] == state.maximum[q]) continue;
-      const A lost = state.tile_lost[i][q] - state.lost[q];
-      const A difference = (state.tile_maximum[i][q] - state.maximum[q]) + lost;
-      const A factor = exponential_of<A>(difference);
+      const double lost = double{state.tile_lost[i][q]} - state.lost[q];
+      const double difference = (double{state.tile_maximum[i][q]} - state.maximum[q] + lost) * logit_factor(k, q);
+      const A factor = exponential_of(static_cast<A>(difference));
       for (int p = i * step; p < (i + 1) * step; ++p) {
         A& x = k.softmax[q][p];
-        x = q == kTeacher || q == kStudent ? x + difference : x * factor;
+        x = q == kTeacher || q == kStudent ? static_cast<A>(x + difference) : x * factor;
       }
     }
   }
