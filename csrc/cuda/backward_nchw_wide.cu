@@ -125,7 +125,7 @@ FGD_DEVICE void backward(const PyramidParams& p) {
     features.for_rows([&](int i) {
       const auto packet = row_gradient<Z>(tile, i, channels[Z::channel(i)], up.direct, factor, step, key[i]);
       if (loaded) features.load_row(i, s, t, tile);
-      if (level.grad.data && features.there(i)) 
+      if (level.grad.data && features.there(i))
         store_row<Z>(grad.at + (first + i * grad.next), level.grad.alignment, first, chunk.end, packet);
     });
     pixel_maps = next_maps;

@@ -2,7 +2,8 @@
 //
 //   merge    m = max of the chunks' maxima,  Z = Σ Z_chunk·exp(m_chunk - m)  for each softmax
 //            sums over pixels: Σ sum_chunk·exp(m_chunk - m)/Z, or Σ sum_chunk where nothing is weighted; in the place
-//            of the first chunk's parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s,  A^S = P·exp(z - m)/Z
+//            of the first chunk's parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s,
+//            where A^S = P·exp(z - m)/Z
 //   finish   channels: A^C = C·softmax_c(Σp |F|/(P·T)) of both, their distance and its gradient, L_fg, L_bg, Σc D2
 //            pixels: the four logits in `maps` become what layout.h says
 //            GcBlocks: W1·ctx + b1, of the merged sums
