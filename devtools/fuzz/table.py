@@ -12,9 +12,9 @@ _PAGE = """# Accuracy
 
 In each of the four terms and in every gradient a backend may be wrong by twice what the float32 reference is wrong on
 the same inputs, and by a unit in the last place on top; float64 judges both. A single error is luck, so the reference
-is asked in several orders of its sums (channels permuted, maps transposed, memory laid out otherwise), and its largest
-error counts: 4 orders, and 32 before an error is called one (`devtools/accuracy/budget.py`). A *ratio* is the error
-over that budget: at most 1 is allowed.
+is asked in several orders of its sums (channels and pixels permuted, memory laid out otherwise), and its largest error
+counts: 4 orders, and 32 before an error is called one (`devtools/accuracy/budget.py`). Before that, what float64 itself
+changes by in other orders is granted as well. A *ratio* is the error over that budget: at most 1 is allowed.
 
 The tables are those of the fuzz campaign, random calls of the loss: 1 to 520 channels, one or two levels, float16,
 bfloat16, float32 and mixed types, NCHW and channels_last, slices of larger tensors, 0 to 40 boxes an image, T from
@@ -53,13 +53,14 @@ Features are multiplied and added in float32, and what would lose digits there i
   Σ d adds nearly the same number again and again, with the same rounding. The CPU kernels add few of them at a time: 16
   pixels in channels_last, 8 vectors of pixels in NCHW. An earlier campaign, before that, found up to 2.5 in the
   gradients of `channel_add_conv`.
-- **Attentions that tie.** Where a student's map has the teacher's numbers in other places (tied features of one
-  channel), attentions are equal and their sign is 0, but float64 has two that differ by the order of a sum: the sign
-  that the judge takes for the truth is a rounding, and `∂ student` is far from it. Case 1/10673 has 125, and the
-  kernels' zeros are right there. Triton's normalisers are float32: there the sign hangs on a sum's order as it does in
-  the reference.
-- **Gradients of the hidden layer's norm** (`channel_add_conv.1.bias`), of a few channels or a constant map, up to 1.9.
-  ∂L_gl/∂r and ctx are saved as float32; why that weighs more than the reference's roundings has not been looked into.
+- **Maps that have no other order.** Of one pixel and two channels there are two orders of all sums, and the reference
+  may be exact by luck in both: case 1/11443, where a gradient of `channel_add_conv.1.bias` is what two products a
+  hundred times as large leave, has 1.3.
+
+Attentions that tie look worse than they are. Where a student's map has the teacher's numbers in other places (tied
+features of one channel), attentions are equal and their sign is 0, but float64 has two that differ by the order of a
+sum, and its sign is a rounding. That is why the truth is asked in other orders, too. Triton's normalisers are float32:
+there the sign hangs on a sum's order as it does in the reference.
 
 ## What was run
 
