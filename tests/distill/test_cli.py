@@ -40,7 +40,7 @@ def test_five_steps_of_fit(distilled):
     assert all(math.isfinite(logged[name]) for name in logged if name.startswith("train/"))
     with next(folder.rglob("metrics.csv")).open() as file:
         assert "train/loss_fgd_attention" in next(csv.reader(file))
-    assert (next(folder.rglob("config.yaml"))).read_text().count("temperature: 8.0") == 1
+    assert (next(folder.rglob("config.yaml"))).read_text().count("temperature: 7.7") == 1
 
 
 def test_config_yaml_is_replaced_whole(tmp_path, monkeypatch):
@@ -171,6 +171,8 @@ def test_the_options_that_are_checked_early_are_the_parsers(capsys, command):
     options = re.findall(r"^  (?:-c, )?--([\w.]+)", capsys.readouterr().out, re.M)
     expected = {tuple(option.split(".")) for option in options}
     known = slips.configuration(command)
+    if command not in slips.OF_LIGHTNING:  # taken in the config.yaml of a training alone
+        expected -= {(name,) for name in slips.SAVED}
     for option in expected:
         names = known
         for part in option:

@@ -90,7 +90,8 @@ def test_the_teacher_goes_where_the_batch_is(distiller, batch, monkeypatch):
     state = {name: value.clone() for name, value in distiller.teacher.state_dict().items()}
     distiller.teacher.to("meta")
 
-    def move(device):
+    def move(device, dtype):
+        assert dtype == torch.float32
         distiller.teacher.to_empty(device=device).load_state_dict(state)
 
     monkeypatch.setattr(distiller.teacher, "to", move)
