@@ -93,7 +93,7 @@ def test_a_training_begins_with_sizes_and_without_noise(fit_args, teacher_file, 
     run(fit_args(tmp_path, *teacher, larger, steps=1))
     told = capsys.readouterr().out
     assert "student FCOS: 0.316 million parameters, 0.316 million of them trained; teacher FCOS: 1.59 million" in told
-    assert "images, width x height: 128x128 in the file, 96x96 in the network, padded" in told
+    assert "images, width x height: 128x128 in the file, 96x96 in the network, with its padding" in told
     half = int(re.search(r"half of them are longer than (\d+) pixels", told)[1])
     assert 8 <= half < 96
     noise = ("Tip:", "TPU", "litlogger")
@@ -107,7 +107,8 @@ def test_objects_that_a_resize_makes_tiny_are_told(digits):
     assert "few levels can see that" in lines[-1] and "teacher" not in lines[0]
     shapes = [torch.zeros(3, 60, 90), torch.zeros(1, 3, 64, 96)]
     assert _way(90, 60, shapes[0], shapes[1][:, :, :60, :90]) == "90x60, never resized"
-    assert _way(180, 120, *shapes) == "180x120 in the file, 90x60 after the transforms, 96x64 in the network, padded"
+    way = "180x120 in the file, 90x60 after the transforms, 96x64 in the network, with its padding"
+    assert _way(180, 120, *shapes) == way
 
 
 def test_validating_needs_no_teacher(fit_args, digits, teacher_file, tmp_path, capsys):

@@ -307,7 +307,10 @@ def _check_labels(train_set: CocoFolder, first_label: int, num_classes: int) -> 
             f"{train_set.labels.first_label} gives {len(train_set.labels.categories)} categories, got {num_classes}"
         )
     if largest >= num_classes:
-        raise FGDValueError(f"num_classes: expected more than the largest category id, {largest}, got {num_classes}")
+        raise FGDValueError(
+            f"num_classes: expected more than the largest category id, {largest}, got {num_classes}; data.first_label "
+            "counts labels without gaps, from 0 or 1"
+        )
     if first_label > 0 and train_set.uses_label(0):
         raise FGDValueError(
             "category id: expected 1 or more, because this detector's class 0 is the background; got 0 in annotations; "

@@ -67,7 +67,7 @@ def start_report(
 
 def _way(width: int | None, height: int | None, image: Tensor, batch: Tensor) -> str:
     steps = [] if width is None or height is None else [(f"{width}x{height}", "in the file")]
-    for name, tensor in (("after the transforms", image), ("in the network, padded", batch)):
+    for name, tensor in (("after the transforms", image), ("in the network, with its padding", batch)):
         size = f"{tensor.shape[-1]}x{tensor.shape[-2]}"
         if not steps or steps[-1][0] != size:
             steps.append((size, name))
