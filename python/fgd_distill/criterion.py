@@ -66,7 +66,7 @@ class FGDConfig:
             if self.shares is not None:
                 raise FGDValueError(f"shares: expected normalise='detector' beside it, got none and {self.shares}")
             return
-        checked_shares(self.shares)
+        checked_shares(self.shares, self.split, self.attention, self.relation)
         given = {name: getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None}
         if given:
             name, value = next(iter(given.items()))

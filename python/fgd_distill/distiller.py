@@ -96,7 +96,8 @@ class DetectionDistiller(FrozenTeacher):
             otherwise they are an error.
         schedule: when the criterion's terms count, and for which images; it needs ``set_step``. None: always and all.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
-        teacher_settings: type and layout, into which the teacher is brought in place, and whether it is compiled.
+        teacher_settings: type and layout, into which the teacher is brought in place, and whether it is compiled;
+            a student inherits before that, or its digits are the type's.
 
     Raises:
         ValueError: a layer does not exist (the message lists close names), or the two cannot share one input.
@@ -222,8 +223,8 @@ class DetectionDistiller(FrozenTeacher):
             raise FGDTypeError(f"criterion: expected it to return a dict of losses, got {type(terms).__name__}")
         self._term_names = tuple(terms)
         # Of a criterion that weighs its terms by the student's own loss, which only the distiller knows.
-        shares: DetectorShares | None = getattr(self.criterion, "shares", None)
-        if shares is not None:
+        shares = getattr(self.criterion, "shares", None)
+        if isinstance(shares, DetectorShares):
             own = torch.stack([loss.detach() for loss in features.step.losses.values()]).sum()
             factors = shares.factors(terms, own)
             terms = {name: term * weight for (name, term), weight in zip(terms.items(), factors, strict=True)}
@@ -261,6 +262,9 @@ class DetectionDistiller(FrozenTeacher):
         # The maps cover the padded batch, so its size is every image's frame, whatever the image measured before.
         height, width = step.batch.shape[-2:]
         return DistilledFeatures(step, student, self._match(student, teacher), [(height, width)] * len(step.batch))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_teacher_ran": False})  # what was compiled is not in the state
 
     def teacher_features(self, batch: Tensor) -> list[Tensor]:
         """The teacher's feature maps for a prepared batch (N, 3, H, W), without gradient."""

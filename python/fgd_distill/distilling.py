@@ -97,7 +97,7 @@ def _described(config: FGDConfig | CriterionConfig, whose: str) -> str:
         return f"the loss {config.name}, {config.arguments() or 'as its authors have it'}"
     temperature, weights = resolved(config)
     if config.normalise is not None:
-        shares = zip(TERMS, checked_shares(config.shares), strict=True)
+        shares = zip(TERMS, checked_shares(config.shares, config.split, config.attention, config.relation), strict=True)
         kept = ", ".join(f"{name} {share:.2g}" for name, share in shares)
         return f"{len(TERMS)} terms, temperature {temperature:g}, kept at shares of the detector's own loss: {kept}"
     named = ", ".join(f"{name} {weight:g}" for name, weight in zip(WEIGHTS, weights, strict=True))

@@ -127,10 +127,14 @@ class FGDDetector:
         """The student's, then the teacher's out of its checkpoint, then what the student inherits."""
         begun = self.is_init  # type: ignore[attr-defined]
         super().init_weights()  # type: ignore[misc]
+        checkpoint = self._teacher_checkpoint
         self.load_teacher()
         if self._inherit and not begun:
             wanted = None if self._inherit is True else self._inherit
             teacher, adapter = self.distiller.teacher, self.distiller.adapter
+            if checkpoint is not None and self.distiller.teacher_settings.dtype is not None:
+                teacher = copy.deepcopy(teacher).float()  # what is inherited has the digits of the file
+                _load_strictly(teacher, checkpoint)
             self.inherit_report = inherit(self, teacher, wanted, verbose=False, adapter=adapter)  # type: ignore[arg-type]
             print_log(str(self.inherit_report), logger="current")
 

@@ -130,6 +130,22 @@ def test_it_trains_validates_and_exports(name, data, tmp_path, capsys):
     assert len(ours) and torch.equal(ours.scores, theirs.scores) and torch.equal(ours.bboxes, theirs.bboxes)
 
 
+def test_a_teacher_in_bfloat16_hands_on_its_own_digits(data, tmp_path):
+    from mmdet.registry import MODELS
+
+    from fgd_distill.mmdet import config_path
+
+    config = small_config(config_path("retinanet_r101_r50_inherit.py"), data, tmp_path).model
+    config.distillation = {**config.get("distillation", {}), "teacher_settings": {"dtype": "bfloat16"}}
+    model = MODELS.build(config)
+    model.init_weights()
+    assert {parameter.dtype for parameter in model.distiller.teacher.parameters()} == {torch.bfloat16}
+    content = torch.load(config.teacher_checkpoint, weights_only=True)
+    content, own = content.get("state_dict", content), model.state_dict()
+    assert model.inherit_report.loaded
+    assert all(torch.equal(own[name], content[name]) for name in model.inherit_report.loaded)
+
+
 def test_a_resumed_training_is_the_one_that_was_not_cut(data, tmp_path):
     """Every number of student, criterion and average, after two epochs."""
     from fgd_distill.mmdet import config_path

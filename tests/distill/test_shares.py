@@ -186,3 +186,26 @@ def test_what_is_told(pair, capsys):
     distil(*pair, normalise="detector", shares=6.0)
     told = "temperature 0.5, kept at shares of the detector's own loss: fg 4, bg 0.3, attention 0.2, global 1.5"
     assert told in capsys.readouterr().out
+
+
+def test_terms_that_are_switched_off_have_no_share():
+    assert checked_shares(None, split=False) == (0.0, SHARES[0] + SHARES[1], *SHARES[2:])
+    assert checked_shares(6, relation="none", attention="none") == pytest.approx((6 * 2 / 2.15, 6 * 0.15 / 2.15, 0, 0))
+    for shares, switch in (([1, 0, 0, 0], {"split": False}), ([0, 0, 0, 1], {"relation": "none"})):
+        with pytest.raises(ValueError, match="shares: expected 0 for what split="):
+            FGDConfig(normalise="detector", shares=shares, **switch).check()
+
+
+def test_what_the_shares_of_a_loop_refuse():
+    for arguments, error in ((((-1.0,),), ValueError), ((2.0,), TypeError), (((1.0,), 0), ValueError)):
+        with pytest.raises(error, match="expected"):
+            DetectorShares(*arguments)
+    with pytest.raises(ValueError, match="terms: expected 2, as there are shares, got fg"):
+        DetectorShares((1.0, 1.0))({"fg": torch.tensor(1.0)}, torch.tensor(1.0))
+
+
+def test_a_validation_waits_for_no_other_process(monkeypatch):
+    shares = DetectorShares((1.0,)).eval()
+    monkeypatch.setattr("fgd_distill.shares.sum_over_processes", None)
+    kept = shares({"fg": torch.tensor(4.0)}, torch.tensor(2.0))
+    assert float(kept["fg"]) == 2 and not shares.counts.any()
