@@ -51,11 +51,13 @@ Features are multiplied and added in float32, and what would lose digits there i
 
 - **Differences that are nearly constant** (a constant map; tiny features behind an align convolution with a bias):
   Σ d adds nearly the same number again and again, with the same rounding. The CPU kernels add few of them at a time: 16
-  pixels in channels_last, 8 vectors of pixels in NCHW. An earlier campaign, before that, found up to 2.5 in the
-  gradients of `channel_add_conv`.
-- **Maps that have no other order.** Of one pixel and two channels there are two orders of all sums, and the reference
-  may be exact by luck in both: case 1/11443, where a gradient of `channel_add_conv.1.bias` is what two products a
-  hundred times as large leave, has 1.3.
+  pixels in channels_last, 8 vectors of pixels in NCHW. Left are 1/2895 (2.4 in ∂ `conv_mask.weight`) and 1/13053 (1.2
+  in ∂ `student`, baseline alone).
+- **Maps that have hardly another order.** One pixel of one channel can be summed in one way, two channels in two, and
+  there the reference may be exact by luck: 1/1929 (20 for the global term, whose squares of roundings it hits), 1/10002
+  and 1/11443 (1.4 and 1.3).
+- **Losses made of softmax weights below float32's smallest normal number**, which have few digits: the foreground terms
+  of 1/12953 and 1/13001, 1e-33 and 6e-40, are off by 0.3 and 0.7%.
 
 Attentions that tie look worse than they are. Where a student's map has the teacher's numbers in other places (tied
 features of one channel), attentions are equal and their sign is 0, but float64 has two that differ by the order of a
