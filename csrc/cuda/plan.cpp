@@ -60,6 +60,7 @@ static int variant_of(const Pyramid& p, const LevelInput& level) {
   return (level.channels <= 512 ? kNchw512 : kNchw1024) + p.student_type;
 }
 
+static bool is_generic(int variant) { return variant == kGeneric || variant == kGeneric + 1; }
 static bool any_float32(const Pyramid& p) { return p.student_type == kFloat32 || p.teacher_type == kFloat32; }
 static bool only_float32(const Pyramid& p) { return p.student_type == kFloat32 && p.teacher_type == kFloat32; }
 
@@ -67,7 +68,7 @@ static int tile_pixels(const Pyramid& p, const LevelInput& level, int variant) {
   if (variant >= kNhwcWide)  // as in nhwc_wide.cuh
     return 32 / blocks_of(level.channels, 64) * (p.student_type == kFloat32 ? 2 : 4);
   if (variant >= kNhwc && variant < kGeneric) return 64;
-  if (variant == kGeneric || variant == kGeneric + 1) return 32;
+  if (is_generic(variant)) return 32;
   return (any_float32(p) ? 16 : 32) / (variant >= kNchw1024 ? 2 : 1);
 }
 
@@ -147,7 +148,7 @@ struct Work {
 static Work work_of(const Pyramid& p, const LevelInput& level, bool backward) {
   const int variant = variant_of(p, level), alignment = std::min(level.student.alignment, level.teacher.alignment);
   Work work{level.pixels(), tile_pixels(p, level, variant), kPacketCost, kPacketCost};
-  if (variant == kGeneric || variant == kGeneric + 1) return work;
+  if (is_generic(variant)) return work;
   const Costs costs = costs_of(backward, only_float32(p));
   const bool nchw = level.layout == kPixelsDense, words = only_float32(p) || alignment >= 4;
   if (alignment < 16) work.cost = !nchw ? costs.elements : words ? costs.words : costs.shifted;

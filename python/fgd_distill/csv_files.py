@@ -1,12 +1,14 @@
-"""CSV files, read with their slips told in one line."""
+"""CSV files, read with their slips told in one line, and written whole."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+import io
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from .errors import FGDFileNotFoundError, FGDValueError
+from .files import write_text
 
 
 def read_csv(
@@ -49,6 +51,15 @@ def read_csv(
         for name in names if numbers is None else numbers:
             _check_number(row.get(name), f"{path}: expected {expected}, row {index} has {name}={row.get(name)!r}")
     return names, rows
+
+
+def write_csv(path: str | Path, columns: Collection[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes a file of these columns, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _check_number(cell: str | None, told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from fgd_kernels.autocast import without_autocast
 
 from .adapters import DetectorAdapter, StudentStep, as_adapter
 from .adapters.batches import boxes_as_corners
@@ -280,10 +283,8 @@ class DetectionDistiller(FrozenTeacher):
                 self.adapter.run_backbone(self.teacher, batch)
             return tap.features()
 
-        if settings.dtype is None:
-            return self._first_maps(maps) if not self._teacher_ran else maps()
-        with torch.autocast(batch.device.type, enabled=False):
-            return self._first_maps(maps) if not self._teacher_ran else maps()
+        with contextlib.nullcontext() if settings.dtype is None else without_autocast(batch.device.type):
+            return maps() if self._teacher_ran else self._first_maps(maps)
 
     def _first_maps(self, maps: Callable[[], list[Tensor]]) -> list[Tensor]:
         """The teacher's first run, which is compiled where that is asked for, and refused where it does not run so."""

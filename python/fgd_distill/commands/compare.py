@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import shlex
 import statistics
@@ -13,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..csv_files import read_csv
+from ..csv_files import read_csv, write_csv
 from ..data.evaluation import METRICS
 from ..digits.runs import seconds
 from ..errors import FGDValueError
-from ..files import write_text
 from ..machine import machine
 from ..pictures.bars import plot_ap
 from ..text_table import aligned
@@ -99,7 +96,7 @@ def compare(args: Sequence[str]) -> None:
                 print(f"\n{setting}, seed {seed}", flush=True)
                 steps = equal_steps(lines, seed) if setting == EQUAL_TIME else None
                 lines.append(_train(setting, seed, options, steps, lines) | {"options": told, "machine": machine()})
-                write_lines(lines, path)
+                write_csv(path, COLUMNS, lines)
     shown = [line for line in lines if line["setting"] in ordered and int(line["seed"]) in wanted.seeds]
     print("", *table(shown), "", f"{path} has every training", sep="\n")
     plot_ap(str(path), ordered, str(path.with_suffix(".png")))
@@ -202,12 +199,3 @@ def read_lines(path: Path) -> list[Line]:
     if not path.is_file():
         return []
     return read_csv(path, "a file of fgd-distill compare", COLUMNS, ["seed", "steps", "seconds", *METRICS])[1]
-
-
-def write_lines(lines: Sequence[Line], path: Path) -> None:
-    """Writes all trainings, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())

@@ -6,8 +6,6 @@ weights that were calibrated for it (row_weights.py).
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ..csv_files import read_csv
+from ..csv_files import read_csv, write_csv
 from ..data.evaluation import METRICS
 from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import write_text
@@ -94,7 +92,7 @@ def ablate(
         command = _command(tables, seeds, steps, threads)
         lines.append(_run(folder, setting, seed, steps, workers, Path(output).parent / TEACHER_MAPS, command))
         print(f"AP {float(lines[-1]['AP']):.1f} after {lines[-1]['seconds']} s", flush=True)
-        write_lines(lines, Path(output))
+        write_csv(output, COLUMNS, lines)
     shown = [line for seed in seeds for setting in settings for line in _find(lines, setting, seed)]
     print_tables(chosen, shown)
     write_page(chosen, shown, Path(output).with_suffix(".md"))
@@ -160,15 +158,6 @@ def read_lines(path: Path) -> list[Line]:
     if tuple(names) != COLUMNS:
         raise FGDValueError(f"output: expected a file of fgd-distill ablate at {path}, got {names}")
     return rows
-
-
-def write_lines(lines: Sequence[Line], path: Path) -> None:
-    """Writes all runs, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
 
 
 def _find(lines: Sequence[Line], setting: str, seed: int) -> list[Line]:

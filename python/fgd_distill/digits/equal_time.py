@@ -11,7 +11,6 @@ already are skipped, so that an interrupted comparison goes on.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from ..csv_files import read_csv, write_csv
 from ..data.evaluation import METRICS
 from ..files import write_text
 from ..machine import machine
@@ -106,7 +106,7 @@ def main() -> None:
     if args.settings != ["alone"] and not costs.keys() >= {*args.settings, "alone"}:
         costs = step_costs(data, list(SETTINGS), args.repeats)
         write_text(costs_path, json.dumps(costs, indent=2))
-    rows = list(csv.DictReader(path.open())) if path.is_file() else []
+    rows = read_csv(path, "a file of fgd_distill.digits.equal_time", COLUMNS)[1] if path.is_file() else []
     versions = " ".join(f"{package}=={version(package)}" for package in PACKAGES)
     for seed in args.seeds:
         for setting in args.settings:
@@ -121,10 +121,7 @@ def main() -> None:
             }
             rows.append(row | told)
             print(f"{setting}, seed {seed}: AP {row['AP']} after {row['steps']} steps", flush=True)
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(path, COLUMNS, rows)
 
 
 if __name__ == "__main__":
