@@ -83,6 +83,7 @@ static ForwardResult run_forward(const Pyramid& p, const Tensors& student) {
   const int64_t levels = static_cast<int64_t>(p.levels.size());
   auto empty = [&](std::vector<int64_t> shape) { return torch::stable::new_empty(student[0], shape, type); };
   Tensor terms = empty({levels, kTerms}), maps = empty({p.maps_size()}), stats = empty({p.stats_size()});
+  if (p.gc_block.empty()) torch::stable::zero_(stats);  // then there are no shifts to write
   A* values = static_cast<A*>(terms.mutable_data_ptr());
   forward<A>(p, run, values, static_cast<A*>(maps.mutable_data_ptr()), static_cast<A*>(stats.mutable_data_ptr()));
   Tensor sums[kTerms] = {empty({}), empty({}), empty({}), empty({})};

@@ -122,3 +122,25 @@ def test_pyramid_in_one_call_equals_levels_one_by_one():
     ]
     for name, value in together.items():
         torch.testing.assert_close(value, sum(one[name] for one in apart))
+
+
+@pytest.mark.parametrize("gc_block", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_output_is_written(gc_block, channels_last):
+    """Fresh memory is NaN here: with or without GcBlocks, none of it is left in what the backward pass is given."""
+    case = Case("fresh", ((6, 5, 7), (6, 2, 3)), (2, 0), channels_last=channels_last)
+    student, teacher, boxes, sizes, criterion = make_inputs(case)
+    packed = fgd.pack_boxes(boxes, sizes, "cpu")
+    parameters = [p.detach() for level in criterion.levels for p in level.gc_block()] if gc_block else []
+    weights = [1.0, 1.0, 1.0, float(gc_block)] * 2
+    torch.use_deterministic_algorithms(True)
+    try:
+        outputs = torch.ops.fgd_kernels.forward(student, teacher, *packed, parameters, weights, 0.5, 0.5)
+        saved = outputs[5:]
+        gradients = torch.ops.fgd_kernels.backward(
+            torch.ones(4), student, teacher, *packed, parameters, weights, 0.5, 0.5, *saved, True, gc_block
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for value in (*outputs, *gradients[0], *gradients[1]):
+        assert value.isfinite().all()
