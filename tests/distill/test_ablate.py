@@ -6,9 +6,10 @@ import yaml
 from fgd_distill.commands import main as cli
 from fgd_distill.data.evaluation import METRICS
 from fgd_distill.digits import ablations as ablate_module
-from fgd_distill.digits.ablations import COLUMNS, CONFIGS, FINDINGS, ablate, loss_of, overlay_of, read_lines, write_page
+from fgd_distill.digits.ablations import COLUMNS, CONFIGS, FINDINGS, ablate, loss_of, overlay_of, write_page
 from fgd_distill.digits.paper_tables import TABLES, chosen_tables, settings_of, table_cells
 from fgd_distill.digits.row_weights import CRITERIA, ROWS, TIMES, bounds_of
+from fgd_distill.training.comparison import Trainings
 from fgd_distill.training.run import DistillCLI
 
 LOSSES = ["alone", "focal", "global", "fgd"]  # the settings of table 4
@@ -76,7 +77,7 @@ def test_an_interrupted_comparison_goes_on(counted, capsys):
     arguments = {"tables": [4], "seeds": [0, 1], "steps": 5, "output": "a.csv"}
     with pytest.raises(KeyboardInterrupt):
         ablate(**arguments)
-    assert [line["setting"] for line in read_lines(ablate_module.Path("a.csv"))] == LOSSES[:3]
+    assert [line["setting"] for line in Trainings("a.csv", COLUMNS, "ablate").lines] == LOSSES[:3]
     ablate(**arguments)
     assert counted[3:] == [("fgd", 0), ("fgd", 0), *((setting, 1) for setting in LOSSES)]  # the first was interrupted
     done = len(counted)
@@ -132,7 +133,7 @@ def test_bad_input(folder):
     with pytest.raises(FileNotFoundError, match="expected an overlay at .*nonsense"):
         overlay_of("nonsense")
     (folder / "other.csv").write_text("method,seed\nalone,0\n")
-    with pytest.raises(ValueError, match="expected a file of fgd-distill ablate at other.csv"):
+    with pytest.raises(ValueError, match="other.csv: expected a file of fgd-distill ablate"):
         ablate(output="other.csv")
 
 

@@ -106,6 +106,33 @@ def test_other_pixels_or_sizes_of_the_same_image_are_refused(tmp_path):
         cache.features(torch.rand(2, 3, 16, 24), targets, Teacher())
 
 
+def test_mirrored_images_have_entries_of_their_own(tmp_path):
+    batch, targets = batch_of(1, 2)
+    batch[1] = 0.5 + 1e-5 * batch[1]  # the thumbnails of its two forms are the same within their tolerance
+    teacher = Teacher()
+    for _ in range(2):
+        for images in (batch, batch.flip(3)):
+            cache = cache_in(tmp_path, forms=2, dtype="float32")  # another run each time
+            for ours, theirs in zip(cache.features(images, targets, teacher), Teacher()(images), strict=True):
+                assert torch.equal(ours, theirs)
+    assert teacher.seen == 4 and len(list((tmp_path / "maps").iterdir())) == 4
+    with pytest.raises(ValueError, match=r"image 1 came in 3 forms, teacher_cache.forms is 2; beside the mirroring"):
+        cache.features(batch.flip(2), targets, teacher)
+    with pytest.raises(ValueError, match=r"another set-up \(forms: 2 there, None here\)"):
+        cache_in(tmp_path, dtype="float32")
+
+
+def test_forms_count_in_the_size(tmp_path, capsys):
+    cache_in(tmp_path, images=1000, forms=4).features(*batch_of(1), Teacher())
+    assert "need 0.00461 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("forms", "told"), [(0, "expected 1 or more, got 0"), (2.0, "expected a whole number")])
+def test_forms_that_are_no_number_of_forms(tmp_path, forms, told):
+    with pytest.raises((TypeError, ValueError), match=f"teacher_cache.forms: {told}"):
+        cache_in(tmp_path, forms=forms)
+
+
 def test_values_that_the_type_cannot_hold(tmp_path):
     def loud(batch):
         return [batch * 1e6]

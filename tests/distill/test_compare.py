@@ -6,7 +6,8 @@ import pytest
 
 from fgd_distill.commands import compare as module
 from fgd_distill.commands import main as cli
-from fgd_distill.commands.compare import METRICS, Comparison, _outlasted, equal_steps, read_lines, stretched, table
+from fgd_distill.commands.compare import COLUMNS, METRICS, Comparison, _outlasted, equal_steps, stretched, table
+from fgd_distill.training.comparison import Trainings
 
 
 def line(setting, seed, ap, seconds="10", steps="100"):
@@ -40,7 +41,7 @@ def test_a_comparison_of_a_pair(fit_args, teacher_file, tmp_path, capsys, monkey
     assert [distils for distils, _ in built] == [False, True]
     cli.main([*command, "--seeds", "3"])
     assert [distils for distils, _ in built[2:]] == [False, True, False]  # inherited, distilled, alone for as long
-    lines = read_lines(output)
+    lines = Trainings(output, COLUMNS, "compare").lines
     assert int(lines[-1]["steps"]) == built[-1][1] == equal_steps(lines, 3) >= 2
     assert output.with_suffix(".png").stat().st_size > 1000
     told = capsys.readouterr().out

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from fgd_distill.digits.ablations import read_lines
+from fgd_distill.digits.ablations import COLUMNS
 from fgd_distill.digits.summary import write_summary
 from fgd_distill.errors import FGDError
 from fgd_distill.pictures.bars import read_ap
 from fgd_distill.pictures.curves import read_metrics
+from fgd_distill.training.comparison import Trainings
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 METRICS = b"epoch,loss,step,val/AP,val/AP_small\n0,2.5,1,,\n0,1.5,2,30.5,12.25\n"
@@ -25,7 +26,7 @@ def tables(tmp_path):
     metrics.write_bytes(METRICS)
     return {
         students: [write_summary, lambda path: read_ap(path, "x")],
-        ablations: [read_lines],
+        ablations: [lambda path: Trainings(path, COLUMNS, "fgd-distill ablate")],
         metrics: [read_metrics, lambda path: read_ap(path, "x")],
     }
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..csv_files import read_csv, write_csv
 from ..data.evaluation import METRICS
-from ..digits.runs import seconds
 from ..errors import FGDValueError
 from ..machine import machine
 from ..pictures.bars import plot_ap
 from ..text_table import aligned
+from ..training.comparison import Line, Trainings, line_of, training_seconds
 from ..training.run import run
 
 ALONE, EQUAL_TIME = "alone", "alone, equal time"
@@ -32,7 +31,6 @@ SETTINGS: Mapping[str, list[str]] = {
 LENGTHS = ("total_steps", "T_max", "step_size", "milestones", "epochs")
 """Arguments of PyTorch's schedulers that grow with the training."""
 COLUMNS = ("setting", "seed", "steps", *METRICS, "seconds", "options", "machine")
-Line = dict[str, str]
 
 
 @dataclass
@@ -83,7 +81,8 @@ def compare(args: Sequence[str]) -> None:
     own, options = parser.parse_known_args(args)
     wanted = Comparison(**{name: value for name, value in vars(own).items() if value is not None})
     path = Path(wanted.output)
-    lines = read_lines(path)
+    trainings = Trainings(path, COLUMNS, "fgd-distill compare")
+    lines = trainings.lines
     told = shlex.join(options)
     if others := {line["options"] for line in lines} - {told}:
         raise FGDValueError(f"output: expected trainings with {told} in {path}, got some with {others.pop()}")
@@ -92,13 +91,12 @@ def compare(args: Sequence[str]) -> None:
         for setting in ordered:
             if setting == EQUAL_TIME and (line := _outlasted(lines, seed)):
                 lines.remove(line)
-            if not any((line["setting"], line["seed"]) == (setting, str(seed)) for line in lines):
+            if trainings.find(setting, seed) is None:
                 print(f"\n{setting}, seed {seed}", flush=True)
                 steps = equal_steps(lines, seed) if setting == EQUAL_TIME else None
-                lines.append(_train(setting, seed, options, steps, lines) | {"options": told, "machine": machine()})
-                write_csv(path, COLUMNS, lines)
-    shown = [line for line in lines if line["setting"] in ordered and int(line["seed"]) in wanted.seeds]
-    print("", *table(shown), "", f"{path} has every training", sep="\n")
+                line = _train(setting, seed, options, steps, lines)
+                trainings.add(line | {"options": told, "machine": machine()})
+    print("", *table(trainings.shown(ordered, wanted.seeds)), "", f"{path} has every training", sep="\n")
     plot_ap(str(path), ordered, str(path.with_suffix(".png")))
 
 
@@ -108,11 +106,8 @@ def _train(setting: str, seed: int, options: Sequence[str], steps: int | None, l
         overlay += [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
         overlay += stretched(_model_of(options), steps / int(_line(lines, seed, ALONE)["steps"]))
     cli = run(["fit", *options, *overlay])
-    trained = cli.trainer.global_step
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-    found = cli.trainer.callback_metrics
-    metrics = {name: f"{float(found[f'val/{name}']):.2f}" for name in METRICS}
-    return {"setting": setting, "seed": str(seed), "steps": str(trained), **metrics, "seconds": f"{seconds(cli):.1f}"}
+    return line_of(setting, seed, cli) | {"seconds": f"{training_seconds(cli):.1f}"}
 
 
 def _model_of(options: Sequence[str]) -> Any:
@@ -188,14 +183,3 @@ def table(lines: Sequence[Line]) -> list[str]:
 def _gain(scores: Mapping[str, float], base: Mapping[str, Line]) -> str:
     paired = [score - float(base[seed]["AP"]) for seed, score in scores.items() if seed in base]
     return f"{statistics.mean(paired):+.1f}" if paired else ""
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The trainings of a CSV file; none if there is no such file.
-
-    Raises:
-        ValueError: the file is not one of these.
-    """
-    if not path.is_file():
-        return []
-    return read_csv(path, "a file of fgd-distill compare", COLUMNS, ["seed", "steps", "seconds", *METRICS])[1]

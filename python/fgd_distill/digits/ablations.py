@@ -9,23 +9,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import yaml
 
-from ..csv_files import read_csv, write_csv
 from ..data.evaluation import METRICS
 from ..errors import FGDFileNotFoundError, FGDValueError
 from ..files import write_text
 from ..machine import machine
 from ..shipped import CONFIGS
 from ..text_table import aligned
+from ..training.comparison import Line, Trainings, line_of, training_seconds
 from .dataset import make_digits
-from .paper_tables import ALONE, HEAD, Line, PaperTable, chosen_tables, settings_of, table_cells
-from .results import PACKAGES, row_of
-from .runs import fit, seconds
+from .paper_tables import ALONE, HEAD, PaperTable, chosen_tables, settings_of, table_cells
+from .results import versions
+from .runs import fit
 
 BASE = ("digits_inherit.yaml",)
 STEPS = 600
@@ -80,20 +79,20 @@ def ablate(
     if not seeds or steps < 1:
         raise FGDValueError(f"expected at least one seed and one step, got seeds {list(seeds)} and steps {steps}")
     settings = settings_of(chosen)
-    lines = read_lines(Path(output))
-    _check_same(lines, settings, steps, output)
+    trainings = Trainings(output, COLUMNS, "fgd-distill ablate")
+    _check_same(trainings.lines, settings, steps, output)
     folder = make_digits(data)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     if threads:
         torch.set_num_threads(threads)
-    missing = [(setting, seed) for seed in seeds for setting in settings if not _find(lines, setting, seed)]
+    missing = trainings.missing(settings, seeds)
+    command = _command(tables, seeds, steps, threads)
     for count, (setting, seed) in enumerate(missing, start=1):
         print(f"run {count} of {len(missing)}: {setting}, seed {seed}, {steps} steps", flush=True)
-        command = _command(tables, seeds, steps, threads)
-        lines.append(_run(folder, setting, seed, steps, workers, Path(output).parent / TEACHER_MAPS, command))
-        print(f"AP {float(lines[-1]['AP']):.1f} after {lines[-1]['seconds']} s", flush=True)
-        write_csv(output, COLUMNS, lines)
-    shown = [line for seed in seeds for setting in settings for line in _find(lines, setting, seed)]
+        line = _run(folder, setting, seed, steps, workers, Path(output).parent / TEACHER_MAPS, command)
+        trainings.add(line)
+        print(f"AP {float(line['AP']):.1f} after {line['seconds']} s", flush=True)
+    shown = trainings.shown(settings, seeds)
     print_tables(chosen, shown)
     write_page(chosen, shown, Path(output).with_suffix(".md"))
     print(f"\n{output} has every run, {Path(output).with_suffix('.md')} the tables")
@@ -126,17 +125,12 @@ def _run(data: Path, setting: str, seed: int, steps: int, workers: int, maps: Pa
         overlay += [f"--model.teacher_cache.folder={maps}", "--model.teacher_cache.dtype=float32"]
     quiet = ("--trainer.enable_progress_bar=false", f"--trainer.logger.init_args.name=ablations/{setting}_seed{seed}")
     cli = fit(data, seed, steps, (*overlay, *quiet), workers)
-    metrics = row_of(setting, seed, steps, cli).metrics
-    return {
-        "setting": setting,
-        "seed": str(seed),
-        "steps": str(steps),
-        **{name: f"{value:.2f}" for name, value in metrics.items()},
-        "seconds": f"{seconds(cli):.0f}",
+    return line_of(setting, seed, cli) | {
+        "seconds": f"{training_seconds(cli):.0f}",
         "loss": loss_of(setting),
         "command": command,
         "machine": machine(),
-        "versions": " ".join(f"{package}=={version(package)}" for package in PACKAGES),
+        "versions": versions(),
     }
 
 
@@ -144,24 +138,6 @@ def _command(tables: Sequence[int], seeds: Sequence[int], steps: int, threads: i
     """The command line, without the folders, which differ from machine to machine."""
     lists = f"--tables '{list(tables)}' --seeds '{list(seeds)}'"
     return f"fgd-distill ablate {lists} --steps {steps}" + (f" --threads {threads}" if threads else "")
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The runs of a CSV file; none if there is no such file.
-
-    Raises:
-        ValueError: the file is not one of these.
-    """
-    if not path.is_file():
-        return []
-    names, rows = read_csv(path, "a file of fgd-distill ablate", numbers=["seed", *METRICS])
-    if tuple(names) != COLUMNS:
-        raise FGDValueError(f"output: expected a file of fgd-distill ablate at {path}, got {names}")
-    return rows
-
-
-def _find(lines: Sequence[Line], setting: str, seed: int) -> list[Line]:
-    return [line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed))]
 
 
 def _check_same(lines: Sequence[Line], settings: Sequence[str], steps: int, output: str) -> None:

@@ -21,11 +21,12 @@ from pytorch_lightning.cli import LightningCLI
 
 from ..detectors.checkpoint import export_student
 from ..detectors.weights import PACKAGE_WEIGHTS
+from ..training.comparison import training_seconds
 from ..training.profiling import StepCost, measure_step
 from ..training.run import run
 from .dataset import make_digits
 from .results import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv
-from .runs import fit, seconds
+from .runs import fit
 from .summary import write_summary
 
 STEPS = 600
@@ -106,7 +107,7 @@ def compare(data: Path, seed: int, options: argparse.Namespace) -> list[Row]:
         print(f"\n{method}, seed {seed}", flush=True)
         cli = fit(data, seed, options.steps, METHODS[method], options.workers)
         cost = step_cost(cli)
-        rows.append(row_of(method, seed, options.steps, cli, seconds(cli), cost))
+        rows.append(row_of(method, seed, options.steps, cli, training_seconds(cli), cost))
         print(f"AP {rows[-1].metrics['AP']:.1f} after {rows[-1].seconds:.0f} s")
     if options.all and cost is not None:
         # What the distilled student's time buys without a teacher. From steps timed in turn, not from the two runs'
@@ -114,7 +115,7 @@ def compare(data: Path, seed: int, options: argparse.Namespace) -> list[Row]:
         steps = round(options.steps * cost.step / cost.student)
         print(f"\n{EQUAL_TIME}, seed {seed}: {steps} steps", flush=True)
         cli = fit(data, seed, steps, (), options.workers)
-        rows.append(row_of(EQUAL_TIME, seed, steps, cli, seconds(cli)))
+        rows.append(row_of(EQUAL_TIME, seed, steps, cli, training_seconds(cli)))
     return rows
 
 

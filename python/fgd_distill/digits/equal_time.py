@@ -4,8 +4,9 @@
 
 Every setting gets the time that the student alone needs for ``--alone-steps`` steps. How many steps of its own these
 are is told by the processor time of steps that are taken in turn, so that neither other work on the machine nor the
-speed of its clock favours one of them. One thread, images loaded in the process. Trainings that are in the output
-already are skipped, so that an interrupted comparison goes on.
+speed of its clock favours one of them. Where the teacher's maps are kept, the first epoch costs what FGD does without.
+One thread, images loaded in the process. Trainings that are in the output already are skipped, so that an interrupted
+comparison goes on.
 """
 
 from __future__ import annotations
@@ -14,26 +15,29 @@ import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from ..csv_files import read_csv, write_csv
 from ..data.evaluation import METRICS
 from ..files import write_text
 from ..machine import machine
+from ..training.comparison import Line, Trainings, line_of
 from ..training.run import DistillCLI
 from .dataset import make_digits
-from .results import PACKAGES
+from .results import versions
 from .runs import fit
 
 FGD = "--config=digits_fgd.yaml"
 CHEAP = "--config=economical.yaml"
+KEPT = "FGD, teacher's maps kept"
 SETTINGS = {
     "alone": [],
     "FGD": [FGD],
+    KEPT: [FGD],
     "FGD, teacher in bfloat16": [FGD, CHEAP],
     "FGD, teacher in bfloat16, half of the images": [FGD, CHEAP, "--model.schedule={part: 0.5}"],
     "FGD, teacher in bfloat16, every second step": [FGD, CHEAP, "--model.schedule={every: 2}"],
@@ -43,18 +47,43 @@ COLUMNS = ("setting", "seed", "steps", *METRICS, "step_ms", "cpu_seconds", "mach
 
 def step_costs(data: Path, settings: list[str], repeats: int) -> dict[str, float]:
     """Median processor seconds of a training step of each setting, of steps taken in turn."""
-    steps = {setting: _stepper(data, SETTINGS[setting]) for setting in settings}
-    seconds: dict[str, list[float]] = {setting: [] for setting in settings}
-    for number in range(2 * repeats + 2):
-        for setting, step in steps.items():
-            begin = time.process_time()
-            step(number)
-            seconds[setting].append(time.process_time() - begin)
+    with tempfile.TemporaryDirectory() as maps:
+        steps = {setting: _stepper(data, overlay_of(setting, Path(maps))) for setting in settings}
+        seconds: dict[str, list[float]] = {setting: [] for setting in settings}
+        for number in range(2 * repeats + 2):
+            for setting, step in steps.items():
+                begin = time.process_time()
+                step(number)
+                seconds[setting].append(time.process_time() - begin)
     # Of two steps in a row, which differ where only every second one is distilled, the mean.
     return {
         setting: statistics.median((a + b) / 2 for a, b in zip(found[2::2], found[3::2], strict=True))
         for setting, found in seconds.items()
     }
+
+
+def overlay_of(setting: str, maps: Path) -> list[str]:
+    """What is laid over digits_student.yaml; ``maps`` is the folder for the teacher's."""
+    kept = [f"--model.teacher_cache.folder={maps}"] if setting == KEPT else []
+    return [*SETTINGS[setting], *kept]
+
+
+def equal_steps(setting: str, costs: Mapping[str, float], alone_steps: int, epoch: int) -> int:
+    """The steps that a setting takes in the time of ``alone_steps`` of the student alone.
+
+    Args:
+        setting: one of ``SETTINGS``.
+        costs: processor seconds of a step of each, as ``step_costs`` gives them.
+        alone_steps: of the student alone.
+        epoch: steps of an epoch, the first of which has the teacher run even where its maps are kept.
+    """
+    if setting == "alone":
+        return alone_steps
+    time = alone_steps * costs["alone"]
+    first = epoch if setting == KEPT else 0
+    if first * costs["FGD"] >= time:
+        return round(time / costs["FGD"])
+    return first + round((time - first * costs["FGD"]) / costs[setting])
 
 
 def _stepper(data: Path, overlay: list[str]):
@@ -78,15 +107,20 @@ def _stepper(data: Path, overlay: list[str]):
     return step
 
 
-def train(data: Path, setting: str, seed: int, steps: int) -> dict[str, str]:
+def steps_of_an_epoch(data: Path) -> int:
+    """Batches of digits_student.yaml."""
+    cli = DistillCLI(["--config=digits_student.yaml", f"--data.root={data}", "--data.num_workers=0"])
+    cli.datamodule.setup("fit")
+    return len(cli.datamodule.train_dataloader())
+
+
+def train(data: Path, setting: str, seed: int, steps: int, maps: Path) -> Line:
     """One training, and what it reached."""
     quiet = ["--trainer.enable_progress_bar=false", f"--trainer.logger.init_args.name=equal_time/{setting}_{seed}"]
     begin = time.process_time()
-    cli = fit(data, seed, steps, [*SETTINGS[setting], *quiet], workers=0)
+    cli = fit(data, seed, steps, [*overlay_of(setting, maps), *quiet], workers=0)
     spent = time.process_time() - begin
-    found = cli.trainer.callback_metrics
-    metrics = {name: f"{float(found[f'val/{name}']):.2f}" for name in METRICS}
-    return {"setting": setting, "seed": str(seed), "steps": str(steps), **metrics, "cpu_seconds": f"{spent:.0f}"}
+    return line_of(setting, seed, cli) | {"cpu_seconds": f"{spent:.0f}"}
 
 
 def main() -> None:
@@ -106,22 +140,16 @@ def main() -> None:
     if args.settings != ["alone"] and not costs.keys() >= {*args.settings, "alone"}:
         costs = step_costs(data, list(SETTINGS), args.repeats)
         write_text(costs_path, json.dumps(costs, indent=2))
-    rows = read_csv(path, "a file of fgd_distill.digits.equal_time", COLUMNS)[1] if path.is_file() else []
-    versions = " ".join(f"{package}=={version(package)}" for package in PACKAGES)
-    for seed in args.seeds:
-        for setting in args.settings:
-            if any((row["setting"], row["seed"]) == (setting, str(seed)) for row in rows):
-                continue
-            share = costs[setting] / costs["alone"] if setting != "alone" else 1.0
-            row = train(data, setting, seed, round(args.alone_steps / share))
-            told = {
-                "step_ms": f"{1000 * costs[setting]:.1f}" if costs else "",
-                "machine": machine(),
-                "versions": versions,
-            }
-            rows.append(row | told)
-            print(f"{setting}, seed {seed}: AP {row['AP']} after {row['steps']} steps", flush=True)
-            write_csv(path, COLUMNS, rows)
+    epoch = steps_of_an_epoch(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trainings = Trainings(path, COLUMNS, "fgd_distill.digits.equal_time")
+    for setting, seed in trainings.missing(args.settings, args.seeds):
+        steps = equal_steps(setting, costs, args.alone_steps, epoch)
+        with tempfile.TemporaryDirectory(dir=path.parent) as maps:  # a training's own: its first epoch fills it
+            line = train(data, setting, seed, steps, Path(maps))
+        step_ms = f"{1000 * costs[setting]:.1f}" if costs else ""
+        trainings.add(line | {"step_ms": step_ms, "machine": machine(), "versions": versions()})
+        print(f"{setting}, seed {seed}: AP {line['AP']} after {line['steps']} steps", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import FGDValueError
+from ..training.comparison import Line
 
-Line = dict[str, str]
 ALONE, FULL = "alone", "fgd"  # no distillation, for which there is no overlay, and all of it
 
 

@@ -23,6 +23,11 @@ FULL = "inherited + FGD"
 EQUAL_TIME = "alone, equal time"
 
 
+def versions() -> str:
+    """The packages that a result depends on, with their versions."""
+    return " ".join(f"{package}=={version(package)}" for package in PACKAGES)
+
+
 @dataclass
 class Row:
     """One trained detector.
@@ -87,7 +92,6 @@ def _cells(row: Row) -> list[str]:
 def write_csv(rows: Sequence[Row], path: str | Path, command: str) -> None:
     """Writes all metrics, with the command, the machine and the versions on every line."""
     text = io.StringIO()
-    versions = " ".join(f"{package}=={version(package)}" for package in PACKAGES)
     head = ["method", "seed", "steps", "parameters", *METRICS, "seconds", "step_ms", "step_without_fgd_ms"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, "fgd_loss_share", "teacher_share", "command", "machine", "versions"])
@@ -106,7 +110,7 @@ def write_csv(rows: Sequence[Row], path: str | Path, command: str) -> None:
                 *shares,
                 command,
                 machine(),
-                versions,
+                versions(),
             ]
         )
     write_text(path, text.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningCLI
 
 from ..training.run import run
@@ -28,9 +27,3 @@ def fit(data: Path, seed: int, steps: int, overlay: Sequence[str], workers: int)
             "--trainer.enable_checkpointing=false",
         ]
     )
-
-
-def seconds(cli: LightningCLI) -> float:
-    """Training time without the validation inside it."""
-    timer = next(callback for callback in cli.trainer_defaults["callbacks"] if isinstance(callback, Timer))
-    return timer.time_elapsed("train") - timer.time_elapsed("validate")

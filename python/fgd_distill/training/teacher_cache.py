@@ -2,7 +2,8 @@
 
 Cached maps are right only as long as the teacher gets the same pixels. So everything that they depend on is compared:
 the teacher's weights and the tapped layers (a fingerprint in ``cache.json``), the size of the padded batch, and the
-image itself, by a thumbnail of 8 x 8 pixels stored beside its maps.
+image itself, by a thumbnail of 8 x 8 pixels stored beside its maps. Where an image may come in several forms, mirrored
+for instance, each form has an entry, which is named by a checksum of all its pixels.
 
 An entry is a file of plain numbers: what it belongs to, a checksum, the thumbnail, the maps. Whatever does not fit, for
 whatever reason, is made again.
@@ -16,6 +17,7 @@ import logging
 import math
 import shutil
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FGDFileExistsError, FGDOSError, FGDValueError
+from ..errors import FGDFileExistsError, FGDOSError, FGDTypeError, FGDValueError
 from ..files import remove_stale, write_bytes, write_text
 from ..processes import process_rank
 
@@ -44,11 +46,24 @@ class CacheConfig:
             pixels.
         dtype: the type to store; the training sees the rounded values from the first epoch on.
         max_gb: refuses before anything is written if the whole cache would need more gigabytes. These have 10^9 bytes.
+        forms: in how many forms an image may come, each the same pixel for pixel whenever it comes: 2 where the
+            training mirrors images at random, 4 where it also turns them upside down. The cache is as many times as
+            large.
+
+    Raises:
+        TypeError, ValueError: ``forms`` is not a whole number from 1 on.
     """
 
     folder: str
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     max_gb: float = 50.0
+    forms: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.forms, bool) or not isinstance(self.forms, int):
+            raise FGDTypeError(f"teacher_cache.forms: expected a whole number, got {self.forms!r}")
+        if self.forms < 1:
+            raise FGDValueError(f"teacher_cache.forms: expected 1 or more, got {self.forms}")
 
 
 def teacher_fingerprint(teacher: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
@@ -77,7 +92,8 @@ class TeacherCache:
         self.config, self.images = config, images
         self.folder = Path(config.folder)
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.manifest = {**fingerprint, "dtype": config.dtype}
+        several = {"forms": config.forms} if config.forms > 1 else {}
+        self.manifest = {**fingerprint, "dtype": config.dtype, **several}
         self.frame: list[int] | None = None
         """Height and width of the padded batch, in pixels."""
         self.shapes: list[list[int]] = []
@@ -91,6 +107,12 @@ class TeacherCache:
             raise FGDFileExistsError(f"{self.folder}: expected an empty folder or a teacher cache, found other files")
         if process_rank()[0] == 0:
             self._remove_older_entries()
+        self.known: defaultdict[str, set[str]] = defaultdict(set)
+        """The forms of each image that have an entry, where there may be several."""
+        if config.forms > 1:
+            for path in (self.folder / MAPS).glob("*-*.maps"):
+                image, _, form = path.stem.rpartition("-")
+                self.known[image].add(form)
 
     def _remove_older_entries(self) -> None:
         """Those of a version before the first release, which stored entries by torch.save, are read by none since."""
@@ -121,9 +143,9 @@ class TeacherCache:
         return None
 
     def _compare(self, found: dict[str, Any]) -> None:
-        differs = [key for key, value in self.manifest.items() if found.get(key) != value]
+        differs = [key for key in {**self.manifest, "forms": None} if found.get(key) != self.manifest.get(key)]
         if differs:
-            told = "; ".join(f"{key}: {found.get(key)} there, {self.manifest[key]} here" for key in differs)
+            told = "; ".join(f"{key}: {found.get(key)} there, {self.manifest.get(key)} here" for key in differs)
             raise FGDValueError(
                 f"{self.folder}: holds the feature maps of another set-up ({told}); choose another folder for the "
                 "teacher cache, or delete this one"
@@ -148,14 +170,15 @@ class TeacherCache:
         ids = [int(target["image_id"]) for target in targets]
         self._check_frame(list(batch.shape[-2:]))
         thumbnails = F.adaptive_avg_pool2d(batch.detach().float(), 8).cpu()
-        maps = [self._read(image_id, view) for image_id, view in zip(ids, thumbnails, strict=True)]
+        names = [self._name(image_id, image) for image_id, image in zip(ids, batch, strict=True)]
+        maps = [self._read(*entry) for entry in zip(names, ids, thumbnails, strict=True)]
         missing = [place for place, levels in enumerate(maps) if levels is None]
         if missing:
             fresh = compute(batch if len(missing) == len(ids) else batch[missing])
             self._begin(fresh, list(batch.shape[-2:]))
             for row, place in enumerate(missing):
                 rounded = maps[place] = [self._rounded(level[row], ids[place]) for level in fresh]
-                self._write(ids[place], rounded, thumbnails[place])
+                self._write(names[place], ids[place], rounded, thumbnails[place])
         return [torch.stack(level).to(batch.device) for level in zip(*maps, strict=True)]
 
     def _check_frame(self, frame: list[int]) -> None:
@@ -170,7 +193,7 @@ class TeacherCache:
         """Before the first write: tells the size, refuses what has no room, and writes what the maps belong to."""
         if self.frame is not None:
             return
-        size = self.images * sum(level[0].numel() for level in fresh) * self.dtype.itemsize
+        size = self.images * self.config.forms * sum(level[0].numel() for level in fresh) * self.dtype.itemsize
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         told = f"{self.images} images in {self.folder} need {size / 1e9:.3g} GB as {self.config.dtype}"
@@ -182,11 +205,25 @@ class TeacherCache:
         content = {**self.manifest, "frame": frame, "shapes": self.shapes}
         write_text(self.folder / MANIFEST, json.dumps({**content, "checksum": _checksum(content)}, indent=2))
 
-    def _path(self, image_id: int) -> Path:
-        return self.folder / MAPS / f"{image_id}.maps"
+    def _name(self, image_id: int, image: Tensor) -> str:
+        """Of an image's entry: its number, and if there are several forms, which of them it is."""
+        if self.config.forms == 1:
+            return str(image_id)
+        form, known = f"{zlib.crc32(_as_bytes(image.detach().cpu()).numpy().data):08x}", self.known[str(image_id)]
+        known.add(form)
+        if len(known) > self.config.forms:
+            raise FGDValueError(
+                f"teacher cache: image {image_id} came in {len(known)} forms, teacher_cache.forms is "
+                f"{self.config.forms}; beside the mirroring that it counts there may be no random train_transforms and "
+                "no random sizes"
+            )
+        return f"{image_id}-{form}"
 
-    def _read(self, image_id: int, thumbnail: Tensor) -> list[Tensor] | None:
-        path = self._path(image_id)
+    def _path(self, name: str) -> Path:
+        return self.folder / MAPS / f"{name}.maps"
+
+    def _read(self, name: str, image_id: int, thumbnail: Tensor) -> list[Tensor] | None:
+        path = self._path(name)
         if self.frame is None or not path.is_file():
             return None
         owner = self._owner(image_id)
@@ -207,7 +244,8 @@ class TeacherCache:
         if not torch.allclose(view.view(torch.float32).view(THUMBNAIL), thumbnail, rtol=0, atol=1e-3):
             raise FGDValueError(
                 f"teacher cache: image {image_id} looks different from when its maps were stored in {self.folder}; "
-                "the cache needs the same pixels in every epoch: no random train_transforms, no random sizes"
+                "the cache needs the same pixels in every epoch: no random train_transforms but mirroring, with "
+                "teacher_cache.forms 2 or 4, and no random sizes"
             )
         return [level.view(self.dtype).view(shape) for level, shape in zip(levels, self.shapes, strict=True)]
 
@@ -228,10 +266,10 @@ class TeacherCache:
             )
         return rounded
 
-    def _write(self, image_id: int, maps: list[Tensor], thumbnail: Tensor) -> None:
+    def _write(self, name: str, image_id: int, maps: list[Tensor], thumbnail: Tensor) -> None:
         owner, parts = self._owner(image_id), [_as_bytes(part) for part in (thumbnail, *maps)]
         # Folders of many entries are not listed for each of them: the stale ones were removed at the beginning.
-        write_bytes(self._path(image_id), owner, _crc(owner, parts), *(part.numpy() for part in parts), tidy=False)
+        write_bytes(self._path(name), owner, _crc(owner, parts), *(part.numpy() for part in parts), tidy=False)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -1,0 +1,70 @@
+"""Trainings side by side: a line each in a CSV file, written when it ends, so that a comparison can go on.
+
+``fgd-distill compare``, ``fgd-distill ablate`` and ``fgd_distill.digits.equal_time`` are made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.cli import LightningCLI
+
+from ..csv_files import read_csv, write_csv
+from ..data.evaluation import METRICS
+from ..errors import FGDValueError
+
+Line = dict[str, str]
+
+
+class Trainings:
+    """The trainings of a comparison, told apart by setting and seed.
+
+    Args:
+        path: the CSV file; none yet, or one of the same columns.
+        columns: the file's, 'setting' and 'seed' among them.
+        written_by: the command, for messages.
+
+    Raises:
+        ValueError: the file is not one of these.
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str], written_by: str) -> None:
+        self.path, self.columns = Path(path), columns
+        self.lines: list[Line] = []
+        if self.path.is_file():
+            numbers = [name for name in ("seed", "steps", "seconds", *METRICS) if name in columns]
+            names, self.lines = read_csv(path, f"a file of {written_by}", columns, numbers)
+            if set(names) != set(columns):
+                raise FGDValueError(f"{path}: expected a file of {written_by}, with {list(columns)}, got {names}")
+
+    def find(self, setting: str, seed: int) -> Line | None:
+        """The line of a training; None if it has not ended yet."""
+        return next((x for x in self.lines if (x["setting"], x["seed"]) == (setting, str(seed))), None)
+
+    def missing(self, settings: Iterable[str], seeds: Iterable[int]) -> list[tuple[str, int]]:
+        """What has no line yet: all settings of a seed, then the next seed's."""
+        return [(setting, seed) for seed in seeds for setting in settings if self.find(setting, seed) is None]
+
+    def shown(self, settings: Iterable[str], seeds: Iterable[int]) -> list[Line]:
+        """The lines of these settings and seeds, in this order."""
+        return [line for seed in seeds for setting in settings if (line := self.find(setting, seed))]
+
+    def add(self, line: Line) -> None:
+        """Keeps a training that has ended."""
+        self.lines.append(line)
+        write_csv(self.path, self.columns, self.lines)
+
+
+def line_of(setting: str, seed: int, cli: LightningCLI) -> Line:
+    """Setting, seed, steps and COCO metrics in percent of a training that ended with a validation."""
+    found = cli.trainer.callback_metrics
+    metrics = {name: f"{float(found[f'val/{name}']):.2f}" for name in METRICS}
+    return {"setting": setting, "seed": str(seed), "steps": str(cli.trainer.global_step), **metrics}
+
+
+def training_seconds(cli: LightningCLI) -> float:
+    """Training time without the validation inside it."""
+    timer = next(callback for callback in cli.trainer_defaults["callbacks"] if isinstance(callback, Timer))
+    return timer.time_elapsed("train") - timer.time_elapsed("validate")
