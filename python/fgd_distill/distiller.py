@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from .adapters.batches import boxes_as_corners
 from .adapters.registry import check_plain
 from .errors import FGDError, FGDRuntimeError, FGDTypeError, FGDValueError
 from .feature_taps import doubts
-from .frozen_teacher import FrozenTeacher
+from .frozen_teacher import FrozenTeacher, check_apart
 from .joined_optimizer import join
 from .optimizer_check import ChangeWatch, missing_parameters
 from .schedule import Schedule
@@ -97,14 +97,15 @@ class DetectionDistiller(FrozenTeacher):
             student's class.
         resize_teacher: whether teacher maps of another height and width are resized (bilinear) to the student's;
             otherwise they are an error.
-        schedule: when the criterion's terms count, and for which images; it needs ``set_step``. None: always and all.
+        schedule: when the criterion's terms count, and for which images, or a dict of its arguments; it needs
+            ``set_step``. None: always and all.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
-        teacher_settings: type and layout, into which the teacher is brought in place, and whether it is compiled;
-            a student inherits before that, or its digits are the type's.
+        teacher_settings: type and layout, into which the teacher is brought in place, and whether it is compiled, or a
+            dict of them; a student inherits before that, or its digits are the type's.
 
     Raises:
         ValueError: a layer does not exist (the message lists close names), or the two cannot share one input.
-        TypeError: there is no adapter for the detectors, or one is wrapped.
+        TypeError: there is no adapter for the detectors, or one is wrapped; or settings are unknown.
     """
 
     student: nn.Module
@@ -123,9 +124,9 @@ class DetectionDistiller(FrozenTeacher):
         teacher_layers: str | Sequence[str] | None = None,
         adapter: DetectorAdapter | str | None = None,
         resize_teacher: bool = False,
-        schedule: Schedule | None = None,
+        schedule: Schedule | Mapping[str, Any] | None = None,
         teacher_cache: TeacherCache | None = None,
-        teacher_settings: TeacherSettings | None = None,
+        teacher_settings: TeacherSettings | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         _check_models(student, teacher)
@@ -133,10 +134,12 @@ class DetectionDistiller(FrozenTeacher):
         self.adapter.check_pair(student, teacher)
         self.student_layers = self._layers(student, student_layers, "student_layers")
         self.teacher_layers = self._layers(teacher, teacher_layers, "teacher_layers")
-        self.resize_teacher, self.schedule, self.teacher_cache = resize_teacher, schedule, teacher_cache
+        self.resize_teacher, self.teacher_cache = resize_teacher, teacher_cache
+        self.schedule: Schedule | None = _settings("schedule", Schedule, schedule)
         self.student, self.criterion = student, criterion
         self.teacher = teacher.eval()
-        self.teacher_settings = TeacherSettings() if teacher_settings is None else teacher_settings
+        chosen = _settings("teacher_settings", TeacherSettings, teacher_settings)
+        self.teacher_settings: TeacherSettings = chosen or TeacherSettings()
         self.teacher_settings.apply(teacher)
         self._teacher_ran = False
         self.step: int | None = None
@@ -187,15 +190,17 @@ class DetectionDistiller(FrozenTeacher):
         """
         if not self.training:
             return self.adapter.predict(self.student, images)
-        self._watch.look(self.student, self.criterion)
         factor = self._factor()
         if factor == 0 and self._term_names:
             step = self.adapter.student_step(self.student, images, boxes_as_corners(targets, images))
             self.level_terms = None
             terms = dict.fromkeys(self._term_names, _zero(self.criterion.parameters(), step.batch))
         else:
+            in_doubt = factor != 0 and self._watch.look(self.student, self.criterion)
             features = self.features(images, targets)
             step, terms = features.step, self._terms(features, factor)
+            if in_doubt:
+                self._watch.warn(terms.values(), self.criterion)
         clash = terms.keys() & step.losses.keys()
         if clash:
             raise FGDValueError(f"student and criterion both return losses called {sorted(clash)}")
@@ -266,6 +271,12 @@ class DetectionDistiller(FrozenTeacher):
         height, width = step.batch.shape[-2:]
         return DistilledFeatures(step, student, self._match(student, teacher), [(height, width)] * len(step.batch))
 
+    def _apply_to_teacher(self, fn: Callable[[Tensor], Tensor]) -> None:
+        if self.teacher_settings.dtype is None:
+            return super()._apply_to_teacher(fn)
+        # Its type was asked for: going through another one would cost digits.
+        self.teacher.to(fn(next(self.teacher.parameters()).new_empty(0)).device)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_teacher_ran": False})  # what was compiled is not in the state
 
@@ -289,18 +300,14 @@ class DetectionDistiller(FrozenTeacher):
     def _first_maps(self, maps: Callable[[], list[Tensor]]) -> list[Tensor]:
         """The teacher's first run, which is compiled where that is asked for, and refused where it does not run so."""
         settings = self.teacher_settings
-        try:
+        with _blaming(settings.dtype and f"teacher.dtype: expected a teacher that runs in {settings.dtype} here"):
             if settings.compile:
-                compile_what_runs(self.teacher, maps)
-            found = maps()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if settings.dtype is None or isinstance(error, FGDError):
-                raise
-            raise FGDRuntimeError(
-                f"teacher.dtype: expected a teacher that runs in {settings.dtype} here, got {error}; leave it out"
-            ) from error
+                compile_what_runs(self.teacher, maps)  # runs it as it is
+            else:
+                found = maps()
+        if settings.compile:
+            with _blaming("teacher.compile: expected a teacher that torch.compile takes, and a compiler for it"):
+                found = maps()
         if settings.dtype is not None and not all(bool(level.isfinite().all()) for level in found):
             raise FGDValueError(
                 f"teacher.dtype: expected feature maps that {settings.dtype} can hold, got some that are not finite; "
@@ -360,6 +367,32 @@ class DetectionDistiller(FrozenTeacher):
         join(optimizer, self.criterion, **options)
 
 
+@contextlib.contextmanager
+def _blaming(expected: str | None) -> Iterator[None]:
+    """What fails in here is reported as an argument's fault; None leaves it as it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if expected is None or isinstance(error, FGDError):
+            raise
+        raise FGDRuntimeError(f"{expected}, got {error}; leave it out") from error
+
+
+def _settings(argument: str, kind: type[Any], given: Any) -> Any:
+    """An object of this dataclass, which may be given as a dict of its arguments; None stays."""
+    if given is None or isinstance(given, kind):
+        return given
+    names = [field.name for field in fields(kind)]
+    if not isinstance(given, Mapping) or not given.keys() <= set(names):
+        got = sorted(given.keys() - set(names), key=str) if isinstance(given, Mapping) else given
+        raise FGDTypeError(
+            f"{argument}: expected a {kind.__name__}, or a dict with some of {', '.join(names)}, got {got!r}"
+        )
+    return kind(**given)
+
+
 def _of_images(step: StudentStep, some: slice) -> StudentStep:
     """The step with batch, boxes and foreground of these images; the losses stay those of all."""
     whole = step.foreground
@@ -384,9 +417,7 @@ def _some(targets: Any, some: slice) -> Any:
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:
     for role, model in (("student", student), ("teacher", teacher)):
         check_plain(role, model)
-    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-    if shared:
-        raise FGDValueError(f"teacher: shares {len(shared)} parameters with the student; expected a model of its own")
+    check_apart(student, teacher)
 
 
 def _zero(parameters: Iterable[Tensor], batch: Tensor) -> Tensor:

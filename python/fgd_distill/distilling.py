@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,9 +27,9 @@ def distil(
     teacher_layers: str | Sequence[str] | None = None,
     adapter: DetectorAdapter | str | None = None,
     resize_teacher: bool = False,
-    schedule: Schedule | None = None,
+    schedule: Schedule | Mapping[str, Any] | None = None,
     teacher_cache: TeacherCache | None = None,
-    teacher_settings: TeacherSettings | None = None,
+    teacher_settings: TeacherSettings | Mapping[str, Any] | None = None,
     criterion: str | None = None,
     verbose: bool = True,
     **loss: Any,
@@ -48,9 +48,11 @@ def distil(
         adapter: knows how the detectors are run; an object, or its class as ``module:Class``. None chooses one by the
             student's class.
         resize_teacher: whether teacher maps of another height and width are resized to the student's.
-        schedule: when the loss counts, and for which images; it needs ``distiller.set_step``. None: always and all.
+        schedule: when the loss counts, and for which images, or a dict such as ``{"start": 500, "ramp": 1000}``; it
+            needs ``distiller.set_step``. None: always and all.
         teacher_cache: asked for the teacher's maps instead of the teacher itself.
-        teacher_settings: a cheaper type and layout for the teacher, which is changed in place; whether it is compiled.
+        teacher_settings: a cheaper type and layout for the teacher, which is changed in place, and whether it is
+            compiled; or a dict, such as ``{"dtype": "bfloat16"}``.
         criterion: another loss than FGD's, by its name in ``fgd_distill.criteria.CRITERIA``, such as ``pkd``.
         verbose: whether the decisions are printed.
         loss: in place of the preset's: ``alpha``, ``beta``, ``gamma``, ``lambda_``, ``temperature``; and

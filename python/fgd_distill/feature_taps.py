@@ -15,8 +15,8 @@ from fgd_kernels import FGDLoss, pack_boxes
 from fgd_kernels.boxes import doubtful_boxes, doubtful_frame
 
 from .adapters.registry import check_plain
-from .errors import FGDRuntimeError, FGDValueError
-from .frozen_teacher import FrozenTeacher
+from .errors import FGDRuntimeError, FGDTypeError, FGDValueError
+from .frozen_teacher import FrozenTeacher, check_apart
 from .taps import LayerTap, find_layer, layer_names
 
 FITS = ("stretch", "pad", "centre")
@@ -46,14 +46,14 @@ class FeatureTaps(FrozenTeacher):
 
     Args:
         student: the model that is trained.
-        teacher: the model to learn from, on the batch's device.
+        teacher: the model to learn from. It goes to the batch's device, and gets the batch in its own floating type.
         layers: name or names of the student's modules whose outputs are distilled, from fine to coarse, such as
             ``backbone.fpn``; outputs may be tensors (N, C, H, W), or dicts, lists or tuples of them.
         teacher_layers: the same of the teacher; None takes the names in ``layers``.
         run_teacher: called as ``run_teacher(teacher, batch)``; None calls ``teacher(batch)``.
 
     Raises:
-        ValueError: a layer does not exist; the message lists close names.
+        ValueError: a layer does not exist, and the message lists close names; or the models share parameters.
         TypeError: a model is wrapped by torch.compile, which would not call its layers.
     """
 
@@ -71,10 +71,11 @@ class FeatureTaps(FrozenTeacher):
         # Not as a submodule: the student belongs to the loop.
         object.__setattr__(self, "student", _inside("student", student))
         self.teacher = _inside("teacher", teacher)
+        check_apart(self.student, self.teacher)
         for model, names in ((self.student, self.layers), (self.teacher, self.teacher_layers)):
             for name in names:
                 find_layer(model, name)
-        self.run_teacher = run_teacher or (lambda teacher, batch: teacher(batch))
+        self.run_teacher = run_teacher
         self._tap: LayerTap | None = None
         self._looked_at = False
 
@@ -96,8 +97,15 @@ class FeatureTaps(FrozenTeacher):
         Args:
             batch: (N, 3, H, W); both models run on it once, in eval mode, to tell their channels. The student has to
                 take it alone, as the teacher does.
-            preset, settings: as ``fgd_kernels.FGDLoss`` takes them.
+            preset, settings: as ``fgd_kernels.FGDLoss`` takes them. Instead of weights, ``DetectorShares`` keeps its
+                terms at shares of the detector's own loss, which the loop alone knows.
         """
+        for name in settings.keys() & {"normalise", "shares"}:
+            raise FGDTypeError(
+                f"{name}: expected a setting of FGDLoss, got {settings[name]!r}; in a loop of your own the terms of a "
+                "loss with weights of 1 are kept at shares by fgd_distill.DetectorShares: losses = shares(losses, "
+                "detector_loss)"
+            )
         modes = [(module, module.training) for module in self.student.modules()]
         self.student.eval()
         try:
@@ -152,8 +160,13 @@ class FeatureTaps(FrozenTeacher):
 
     def _teacher_maps(self, batch: Tensor) -> list[Tensor]:
         self.teacher.eval()
+        batch = batch.detach()
+        if (parameter := next(self.teacher.parameters(), None)) is not None:
+            if parameter.device != batch.device:
+                self.teacher.to(batch.device)
+            batch = batch.to(parameter.dtype) if batch.is_floating_point() else batch
         with torch.no_grad(), LayerTap(self.teacher, self.teacher_layers, stop=True) as tap:
-            self.run_teacher(self.teacher, batch.detach())
+            self.teacher(batch) if self.run_teacher is None else self.run_teacher(self.teacher, batch)
         return tap.features()
 
 

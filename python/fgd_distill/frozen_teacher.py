@@ -9,6 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from .errors import FGDValueError
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Raises ValueError if the two are one model, or share a part: a teacher that trains with the student."""
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
+    if shared:
+        raise FGDValueError(f"teacher: shares {len(shared)} parameters with the student; expected a model of its own")
+
 
 class FrozenTeacher(nn.Module):
     """A base class. Its ``teacher`` moves with ``.to()``, and is in none of ``parameters()``, ``state_dict()``,
@@ -41,5 +50,8 @@ class FrozenTeacher(nn.Module):
         # Everything that moves or converts a module (.to, .cuda, .half) passes here.
         super()._apply(fn, recurse)
         if recurse and self._moves_teacher:
-            self.teacher._apply(fn)
+            self._apply_to_teacher(fn)
         return self
+
+    def _apply_to_teacher(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.teacher._apply(fn)

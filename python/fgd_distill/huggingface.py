@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .calibration.choose import check_choice, find_by_loader, set_weights
 from .distiller import DetectionDistiller
 from .distilling import distil
-from .errors import FGDValueError
+from .errors import FGDTypeError, FGDValueError
 from .files import write_text
 from .processes import average_gradients, share_parameters
 
@@ -48,16 +48,17 @@ class FGDTrainer(Trainer):
             ``boxes`` (n, 4), relative, by their centres.
 
     Raises:
-        TypeError: there is no adapter for the detectors, or a setting is unknown.
-        ValueError: one process would run on several devices, or the model compiled as a whole, or ``optimizers`` has a
-            scheduler, which cannot know of the loss's parameters.
+        TypeError: there is no adapter for the detectors, no student (``model_init``), or a setting is unknown.
+        ValueError: one process would run on several devices, or the model compiled as a whole or divided (FSDP,
+            DeepSpeed); or there is another loss than the model's (``compute_loss_func``, label smoothing); or
+            ``optimizers`` has a scheduler, which cannot know of the loss's parameters.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean of a batch, whatever their number in an optimizer step
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         args: Any = None,
         *,
         teacher: nn.Module,
@@ -65,8 +66,23 @@ class FGDTrainer(Trainer):
         weights: str | None = None,
         **options: Any,
     ) -> None:
+        if model is None:
+            raise FGDTypeError(
+                "model: expected the student, got None; with model_init there would be another student in each trial, "
+                "so make the trainer anew for each"
+            )
         super().__init__(model, args, **options)
         check_choice(weights)
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            raise FGDValueError(
+                "compute_loss_func: expected None and label_smoothing_factor=0 for distillation, got another loss: the "
+                "student is trained by its own, and the terms are added to it"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise FGDValueError(
+                "args: expected whole models in each process for distillation, got FSDP or DeepSpeed, which divide "
+                "them; start one process a device by torchrun or accelerate launch"
+            )
         if self.args.n_gpu > 1:
             raise FGDValueError(
                 f"args: expected one device a process for distillation, got {self.args.n_gpu}; start one process a "

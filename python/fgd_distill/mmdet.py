@@ -29,9 +29,7 @@ from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDFileNotFoundError, FGDTypeError, FGDValueError
 from .inheriting import InheritReport, inherit
-from .schedule import Schedule
 from .shipped import CONFIGS
-from .teacher_settings import TeacherSettings
 
 
 def config_path(name: str) -> str:
@@ -68,8 +66,8 @@ class FGDDetector:
             names, by ``init_cfg=dict(type="Pretrained", checkpoint=...)``.
         inherit: whether the student begins with the teacher's neck and head; or the names of the modules to inherit.
             What was inherited is logged, and is in ``inherit_report``.
-        distillation: as ``fgd_distill.distil`` takes it: ``preset``, ``layers``, ``alpha`` and so on; ``schedule`` may
-            be a dict, such as ``dict(start=500, ramp=1000)``, and counts iterations.
+        distillation: as ``fgd_distill.distil`` takes it: ``preset``, ``layers``, ``alpha`` and so on; a
+            ``schedule``, such as ``dict(start=500, ramp=1000)``, counts iterations.
         own: the student's config where ``student`` names its class, as in a config that is laid over the student's own;
             otherwise nothing but ``data_preprocessor``.
 
@@ -110,14 +108,10 @@ class FGDDetector:
             teacher, self._teacher_checkpoint = _built_teacher(teacher, self._teacher_checkpoint)
         self._inherit, self.inherit_report = inherit, None
         self._metrics: dict[str, Any] = {}
-        settings = dict(distillation or {})
-        if isinstance(settings.get("schedule"), Mapping):
-            settings["schedule"] = Schedule(**settings["schedule"])
-        if isinstance(settings.get("teacher_settings"), Mapping):
-            settings["teacher_settings"] = TeacherSettings(**settings["teacher_settings"])
-        self.distillation = settings
+        self.distillation = dict(distillation or {})
         # Past nn.Module's setattr: the distiller has this detector as a part, and must not be a part of it.
-        self.__dict__["distiller"] = distil(self, teacher, adapter=PreparedBatches(), **settings)  # type: ignore[arg-type]
+        student: Any = self
+        self.__dict__["distiller"] = distil(student, teacher, adapter=PreparedBatches(), **self.distillation)
         self.criterion = self.distiller.criterion
 
     def __reduce__(self) -> Any:

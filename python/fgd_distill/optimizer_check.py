@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class ChangeWatch:
     AMP, a rate of 0) tells it nothing. On a GPU each look waits for the device; usually there are two.
 
     Args:
-        patience: updates of the student after which it speaks. As soon as the criterion changes it stops looking.
+        patience: updates of the student after which it doubts. As soon as the criterion changes it stops looking.
     """
 
     LOOKED_AT = 16  # parameters of the student
@@ -34,29 +34,41 @@ class ChangeWatch:
         self.done = False
         self._before: tuple[Tensor, Tensor] | None = None
 
-    def look(self, student: nn.Module, criterion: nn.Module) -> None:
-        """To be called in every training step, before it updates anything."""
-        if self.done or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
-            return
+    def look(self, student: nn.Module, criterion: nn.Module) -> bool:
+        """Whether it doubts, which is once. To be called in every step that distils, before it updates anything."""
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if self.done or capturing or not torch.is_grad_enabled():
+            return False
         ours, theirs = ([p for p in model.parameters() if p.requires_grad] for model in (student, criterion))
         if not ours or not theirs:
             self.done = True
-            return
+            return False
         now = _sums(ours[:: -(-len(ours) // self.LOOKED_AT)]), _sums(theirs)
         before, self._before = self._before, now
         if before is None or any(a.device != b.device for a, b in zip(before, now, strict=True)):
-            return
+            return False
+        if not now[0].isfinite().all():  # a student that is lost tells nothing
+            return False
         if not torch.equal(now[1], before[1]):
             self.done, self._before = True, None
         elif not torch.equal(now[0], before[0]):
             self.patience -= 1
             if self.patience == 0:
                 self.done, self._before = True, None
-                warnings.warn(
-                    "the student's parameters change, but the criterion's do not: it seems that the optimizer was made "
-                    "from student.parameters(); make it from distiller.parameters() (check_optimizer tells what lacks)",
-                    stacklevel=4,
-                )
+                return True
+        return False
+
+    def warn(self, terms: Iterable[Tensor], criterion: nn.Module) -> None:
+        """Warns, unless the criterion's parameters cannot change because these terms do not depend on them."""
+        parameters = [p for p in criterion.parameters() if p.requires_grad]
+        total = torch.stack([term for term in terms if term.requires_grad]).sum()
+        found = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+        if any(gradient is not None and bool(gradient.any()) for gradient in found):
+            warnings.warn(
+                "the student's parameters change, but the criterion's do not: it seems that the optimizer was made "
+                "from student.parameters(); make it from distiller.parameters() (check_optimizer tells what lacks)",
+                stacklevel=4,
+            )
 
 
 @torch.no_grad()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .errors import FGDTypeError, FGDValueError
 
-DTYPES = ("float16", "bfloat16", "float32")
+Dtype = Literal["float16", "bfloat16", "float32"]
+DTYPES = get_args(Dtype)
 
 
 @dataclass
@@ -28,7 +29,7 @@ class TeacherSettings:
         TypeError, ValueError: a setting is of the wrong type or out of range.
     """
 
-    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    dtype: Dtype | None = None
     channels_last: bool = False
     compile: bool = False
 

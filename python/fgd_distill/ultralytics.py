@@ -6,7 +6,7 @@ YOLO("yolov8n.yaml").train(trainer=FGDTrainer.with_teacher("teacher.pt"), data="
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from ultralytics import YOLO
+from ultralytics.engine.model import Model
 from ultralytics.models.rtdetr.train import RTDETRTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
@@ -22,10 +23,11 @@ from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
+from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .adapters.ultralytics import is_rt_detr
-from .calibration.choose import check_choice, find_weights, set_weights
+from .calibration.choose import check_choice, find_by_batches, set_weights
 from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDTypeError, FGDValueError
@@ -92,7 +94,8 @@ class FGDTrainer(DetectionTrainer):
 
     def _setup_train(self) -> None:
         # Compiled as one, the student would not call its layers, whose outputs are distilled.
-        compile_mode, self.args.compile = self.args.compile, False
+        self._compile_mode = compile_mode = self.args.compile
+        self.args.compile = False
         super()._setup_train()
         model: Any = self.model
         student: Any = unwrap_model(model)
@@ -125,10 +128,20 @@ class FGDTrainer(DetectionTrainer):
         if self.resume:
             found = yaml.safe_load(file.read_text())
         else:
-            batches = [(self.preprocess_batch(batch), None) for batch in itertools.islice(self.train_loader, 4)]
-            found = find_weights(self.distiller, batches, self.settings)
+            found = find_by_batches(self.distiller, self._some_batches, self.preprocess_batch, self.settings)
             write_text(file, yaml.safe_dump(found))
         LOGGER.info(set_weights(self.distiller.criterion, found))
+
+    def _some_batches(self) -> Iterator[Any]:
+        """By a loader of their own, in this process: the training's and its mosaics stay as they are."""
+        size = self.train_loader.batch_size
+        with override_configs(self.args, {"cache": False, "workers": 0}):
+            loader = self.get_dataloader(self.data["train"], batch_size=size, rank=-1, mode="train")
+        yield from itertools.islice(loader, 4)
+
+    def save_model(self) -> bool:
+        with override_configs(self.args, {"compile": self._compile_mode}):  # for a resumed training
+            return super().save_model()
 
     def optimizer_step(self) -> None:
         # DistributedDataParallel holds the student alone.
@@ -145,12 +158,20 @@ class FGDTrainer(DetectionTrainer):
 def _names_rt_detr(file: Any) -> bool:
     """By its name, as Ultralytics tells it, or by what is in it, as in ``last.pt``."""
     path = Path(str(file))
-    if "rtdetr" in path.stem or path.suffix != ".pt" or not path.is_file():
-        return "rtdetr" in path.stem
-    return is_rt_detr(load_checkpoint(path)[0])
+    if path.suffix == ".pt" and path.is_file():
+        return is_rt_detr(load_checkpoint(path)[0])
+    return "rtdetr" in path.stem
 
 
-def _network(teacher: Any) -> nn.Module:
+def _network(teacher: Any) -> Any:
+    """The network of what ``with_teacher`` takes, which must have been trained."""
     if isinstance(teacher, str | Path):
         teacher = YOLO(teacher)
-    return getattr(teacher, "model", teacher) if isinstance(teacher, YOLO) else teacher
+    if not isinstance(teacher, Model):
+        return teacher
+    if teacher.ckpt == {}:  # as its class has it: neither loaded from a file nor trained
+        raise FGDValueError(
+            f"teacher: expected a file of weights, such as best.pt of a training, got {teacher.model_name}, which "
+            "describes a network without weights: it has nothing to teach"
+        )
+    return teacher.model

@@ -358,3 +358,6 @@ def test_its_trainer_refuses_what_it_cannot_do(ultralytics, training):
     ):
         with pytest.raises((TypeError, ValueError), match=told):
             ultralytics.YOLO("yolov8n.yaml").train(trainer=trainer, epochs=1, **training | options)
+    for teacher in ("yolov8n.yaml", ultralytics.YOLO("yolov8n.yaml")):
+        with pytest.raises(ValueError, match="teacher: expected a file of weights.*got yolov8n.* nothing to teach"):
+            ultralytics.YOLO("yolov8n.yaml").train(trainer=FGDTrainer.with_teacher(teacher), **training | {"epochs": 1})

@@ -361,6 +361,36 @@ def test_a_criterion_that_no_optimizer_trains_is_noticed(distiller, batch):
         step()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": {"start": 5}},
+        {"schedule": {"every": 5}},
+        {"lambda_": 0.0},
+        {"normalise": "detector", "shares": [1.0, 0, 0, 0]},
+    ],
+    ids=str,
+)
+def test_a_criterion_that_has_nothing_to_learn_is_not_warned_of(pair, batch, settings):
+    distiller = distil(*pair, verbose=False, **settings)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(7):
+            distiller.set_step(step)
+            optimizer.zero_grad()
+            sum(distiller(*batch).values()).backward()
+            optimizer.step()
+
+
+def test_a_student_that_is_lost_tells_nothing_of_the_criterion(pair, batch):
+    distiller = distil(*pair, verbose=False)
+    watch = distiller._watch
+    with torch.no_grad():
+        next(distiller.student.parameters()).fill_(torch.nan)
+    assert not any(watch.look(distiller.student, distiller.criterion) for _ in range(6))
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_criterion_that_is_trained_is_not_warned_of(distiller, batch, optimizer):
     optimizer = optimizer(distiller.parameters(), lr=0.0)

@@ -1,6 +1,7 @@
 """The loss in a loop of one's own: two tapped models, boxes in the batch's frame, and what is told once."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -184,8 +185,34 @@ def test_a_frame_of_another_shape_and_levels_in_reverse_are_told_once(models, re
         taps.inputs(torch.rand(2, 3, 64, 64), BOXES)
 
 
+def test_the_teacher_goes_where_the_batch_is_and_keeps_its_type(models):
+    student, teacher = models[0].bfloat16(), models[1]
+    taps, images = FeatureTaps(student, teacher, "stem"), torch.rand(2, 3, 32, 32).bfloat16()
+    with taps:
+        student(images)
+    inputs = taps.inputs(images, BOXES)
+    assert (inputs.student[0].dtype, inputs.teacher[0].dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(inputs.teacher[0], teacher.stem(images.float()))
+    taps.to("meta")  # stands for a GPU
+    with pytest.raises(NotImplementedError, match="meta"):  # that has no numbers to come back with
+        taps._teacher_maps(images)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda taps: pickle.loads(pickle.dumps(taps))])
+def test_copies_tap_the_copied_student(models, duplicate):
+    taps, images = duplicate(FeatureTaps(*models, "stem")), torch.rand(2, 3, 32, 32)
+    assert taps.student is not models[0]
+    with taps:
+        taps.student(images)
+    torch.testing.assert_close(taps.inputs(images, BOXES).teacher[0], models[1].eval().stem(images))
+
+
 def test_what_is_wrong_is_told(models):
     student, teacher = models
+    with pytest.raises(ValueError, match="teacher: shares 6 parameters with the student"):
+        FeatureTaps(student, student, "stem")
+    with pytest.raises(TypeError, match=r"normalise: expected a setting of FGDLoss.*by fgd_distill.DetectorShares"):
+        FeatureTaps(student, teacher, "stem").criterion(torch.rand(1, 3, 32, 32), normalise="detector")
     taps, images = FeatureTaps(student, teacher, "stem"), torch.rand(2, 3, 32, 32)
     with pytest.raises(RuntimeError, match="inputs: expected the student to have run in `with taps:`"):
         taps.inputs(images, BOXES)

@@ -144,3 +144,27 @@ def test_mixed_precision(tmp_path):
     assert seen == [torch.float32, torch.bfloat16]
     exact, rounded = (line["loss_fgd_fg"] for line in logged)
     assert rounded == pytest.approx(exact, rel=0.05) and rounded != exact
+
+
+def test_what_it_cannot_train_is_refused(tmp_path):
+    from fgd_distill.huggingface import FGDTrainer
+
+    student, teacher = FAMILIES["RTDetrV2"](16), FAMILIES["RTDetrV2"](32)
+    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": []}
+    with pytest.raises(TypeError, match="model: expected the student, got None; with model_init"):
+        FGDTrainer(None, transformers.TrainingArguments(**arguments), teacher=teacher, model_init=lambda: student)
+    for options, more in ((arguments | {"label_smoothing_factor": 0.1}, {}), (arguments, {"compute_loss_func": print})):
+        with pytest.raises(ValueError, match="compute_loss_func: expected None and label_smoothing_factor=0"):
+            FGDTrainer(student, transformers.TrainingArguments(**options), teacher=teacher, **more)
+
+
+@pytest.mark.parametrize("divided", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_models_that_are_divided_are_refused(tmp_path, monkeypatch, divided):
+    prepare = transformers.Trainer.create_accelerator_and_postprocess
+    monkeypatch.setattr(
+        transformers.Trainer,
+        "create_accelerator_and_postprocess",
+        lambda trainer: prepare(trainer) or setattr(trainer, divided, True),
+    )
+    with pytest.raises(ValueError, match="args: expected whole models in each process for distillation, got FSDP"):
+        trainer_of("RTDetrV2", tmp_path)

@@ -165,6 +165,30 @@ def test_what_the_loss_takes_for_foreground_is_drawn():
         pictures.draw_foreground(torch.rand(3, 48, 64), [shapes(12, 16)], sizes)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"picture": np.zeros((3, 48, 64))}, TypeError, r"picture: expected a tensor \(3, h, w\), got ndarray"),
+        ({"picture": torch.rand(1, 3, 48, 64)}, ValueError, r"picture: expected .*, got \(1, 3, 48, 64\)"),
+        ({"picture": torch.rand(1, 48, 64)}, ValueError, r"picture: expected .*, got \(1, 48, 64\)"),
+        ({"foreground": torch.rand(2, 12, 16)}, TypeError, "foreground: expected maps .*, got Tensor"),
+        ({"foreground": [np.zeros((2, 12, 16))]}, TypeError, r"foreground\[0\]: expected a tensor .*, got ndarray"),
+        ({"foreground": [torch.rand(12, 16)]}, ValueError, r"foreground\[0\]: expected a tensor .*, got \(12, 16\)"),
+        ({"sizes": (12, 16)}, ValueError, r"sizes: expected \(H, W\) of each level, .*, got \(12, 16\)"),
+        ({"sizes": []}, ValueError, "sizes: expected .*"),
+        ({"sizes": [(12, 0)]}, ValueError, "sizes: expected .*"),
+        ({"index": 2}, ValueError, "index: expected an image of the 2 of the maps, from 0, got 2"),
+        ({"index": -1}, ValueError, "index: expected .*, got -1"),
+        ({"boxes": [[0, 0, 1, 1]]}, TypeError, r"boxes: expected a tensor \(n, 4\), got list"),
+        ({"boxes": torch.rand(4)}, ValueError, r"boxes: expected .*, got \(4,\)"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(wrong, error, message):
+    given = {"picture": torch.rand(3, 48, 64), "foreground": [torch.rand(2, 12, 16)], "sizes": [(12, 16)]}
+    with pytest.raises(error, match=message):
+        pictures.draw_foreground(**given | wrong)
+
+
 def test_mask_rcnn_whose_step_asks_for_masks(pair):
     models = [
         MaskRCNN(

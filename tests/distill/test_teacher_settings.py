@@ -9,7 +9,8 @@ from spots import SpotAdapter, large, small
 from torch import nn
 
 import fgd_kernels as fgd
-from fgd_distill import DetectionDistiller, TeacherSettings, distil
+from fgd_distill import DetectionDistiller, Schedule, TeacherSettings, distil
+from fgd_distill.calibration.choose import choose_weights
 from fgd_distill.commands.calibrate import CalibrateCLI
 from fgd_distill.teacher_settings import compile_what_runs
 from fgd_distill.training.run import run
@@ -42,6 +43,36 @@ def test_the_loss_takes_a_teacher_in_bfloat16(pair, batch):
     torch.testing.assert_close(losses, expected, rtol=0.05, atol=1e-3)
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.dtype == torch.float32 for p in pair[0].parameters())
+
+
+def test_dicts_are_settings_too(pair, batch):
+    distiller = distil(*pair, verbose=False, teacher_settings={"dtype": "bfloat16"}, schedule={"start": 3, "part": 0.5})
+    assert distiller.teacher_settings == TeacherSettings("bfloat16") and distiller.schedule == Schedule(3, part=0.5)
+    for argument, names in (("schedule", "start, ramp, stop, every, part"), ("teacher_settings", "dtype, .*, compile")):
+        for given, told in (({"begin": 3}, r"\['begin'\]"), (3, "3")):
+            with pytest.raises(TypeError, match=f"{argument}: expected .* a dict with some of {names}, got {told}"):
+                distil(*pair, verbose=False, **{argument: given})
+
+
+def test_the_type_that_was_asked_for_keeps_its_digits(pair, batch):
+    """Through bfloat16 and back the teacher would be another one; a teacher without a setting follows."""
+    before = copy.deepcopy(pair[1].state_dict())
+    for asked, kept in (("float32", True), (None, False)):
+        distiller = distil(pair[0], copy.deepcopy(pair[1]), verbose=False, teacher_settings=TeacherSettings(asked))
+        distiller.to(torch.bfloat16).float()
+        after = distiller.teacher.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items()) == kept
+
+
+def test_weights_are_chosen_with_a_teacher_of_another_type(pair, batch):
+    """Its predictions, which tell whether it can teach, are taken in float32."""
+    chosen = [
+        choose_weights(
+            distil(*copy.deepcopy(pair), verbose=False, teacher_settings=TeacherSettings(dtype)), [batch], alpha=0.0
+        )
+        for dtype in (None, "bfloat16")
+    ]
+    assert chosen[1].gamma == pytest.approx(chosen[0].gamma, rel=0.1) and chosen[1].alpha == 0
 
 
 def test_of_a_detector_the_part_that_runs_is_compiled(pair, batch, monkeypatch):
@@ -89,7 +120,7 @@ def test_wrong_settings(settings, error, told):
         TeacherSettings(**settings)
 
 
-def test_what_a_teacher_cannot_do_is_refused(pair, batch):
+def test_what_a_teacher_cannot_do_is_refused(pair, batch, monkeypatch):
     with pytest.raises(ValueError, match="channels_last: expected a teacher with convolutions, got Linear without"):
         TeacherSettings(channels_last=True).apply(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="teacher.compile: expected modules of Linear to run, got none"):
@@ -103,6 +134,13 @@ def test_what_a_teacher_cannot_do_is_refused(pair, batch):
     def in_float32(module, inputs):
         return (inputs[0].float(),)
 
+    def no_compiler(module, inputs):
+        raise RuntimeError("no working C++ compiler")
+
+    without = copy.deepcopy(pair)
+    monkeypatch.setattr(nn.Module, "compile", lambda module: module.register_forward_pre_hook(no_compiler))
+    with pytest.raises(RuntimeError, match="teacher.compile: expected .* a compiler for it, got no working.*leave it"):
+        features(without, batch, TeacherSettings("bfloat16", compile=True))
     pair[1].backbone.body.register_forward_pre_hook(in_float32)
     with pytest.raises(RuntimeError, match="teacher.dtype: expected a teacher that runs in bfloat16 here, got .*leave"):
         features(pair, batch, TeacherSettings("bfloat16"))

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -88,9 +88,18 @@ def find_by_loader(
         batch_size: None asks the loader.
         count: of batches.
     """
+    return find_by_batches(distiller, lambda: _drawn(loader, batch_size, count), prepare, settings)
+
+
+def find_by_batches(
+    distiller: DetectionDistiller,
+    batches: Callable[[], Iterable[Any]],
+    prepare: Callable[[Any], Any],
+    settings: Mapping[str, Any],
+) -> dict[str, float]:
+    """``find_weights`` by what ``batches()`` gives; the random numbers go on as if nothing had been asked."""
     with _random_numbers_of_its_own():
-        batches = [(prepare(batch), None) for batch in _drawn(loader, batch_size, count)]
-        return find_weights(distiller, batches, settings)
+        return find_weights(distiller, [(prepare(batch), None) for batch in batches()], settings)
 
 
 def _drawn(loader: Any, batch_size: int | None, count: int) -> Iterator[Any]:

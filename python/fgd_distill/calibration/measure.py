@@ -139,10 +139,14 @@ def _activations(distiller: DetectionDistiller, batches: Sequence[Batch]) -> lis
 
 def _recall(distiller: DetectionDistiller, batches: Sequence[Batch]) -> float | None:
     found = objects = 0
-    teacher = distiller.teacher.eval()
+    teacher = distiller.teacher
+    if any(parameter.dtype != torch.float32 for parameter in teacher.parameters()):
+        teacher = copy.deepcopy(teacher).float()  # predictions are no matter of half precision
+    teacher.eval()
     for images, targets in batches:
         if targets is None:
             return None
+        images = [image.float() for image in images]
         for detected, target in zip(distiller.adapter.predict(teacher, images), targets, strict=True):
             boxes = target["boxes"]
             strongest = detected["boxes"][detected["scores"].argsort(descending=True)[: len(boxes)]]

@@ -13,7 +13,7 @@ from docstring_parser import Docstring, parse
 
 PACKAGE = Path(__file__).parents[1]
 DETECTOR = "detectors.by_name:DetectorConfig"
-TEACHER = "detectors.by_name:TeacherConfig"
+TEACHER = "teacher_settings:TeacherSettings"
 CONFIGURED = (
     ("model", "training.module:DetectionModule"),
     ("model.student and model.teacher", DETECTOR),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torchvision.models import detection
@@ -77,23 +77,8 @@ class DetectorConfig:
 
 
 @dataclass
-class TeacherConfig(DetectorConfig):
-    """A detector to learn from, as a configuration file describes it, and how it runs.
-
-    Args:
-        dtype: in which it runs and hands on its maps: ``bfloat16``, ``float16``; None: float32.
-        channels_last: whether its weights and batches lie in that order, in which many devices convolve faster.
-        compile: whether torch.compile makes faster code of it, which takes minutes at first.
-    """
-
-    dtype: Literal["float16", "bfloat16", "float32"] | None = None
-    channels_last: bool = False
-    compile: bool = False
-
-    @property
-    def settings(self) -> TeacherSettings:
-        """How the teacher runs."""
-        return TeacherSettings(self.dtype, self.channels_last, self.compile)
+class TeacherConfig(TeacherSettings, DetectorConfig):
+    """A detector to learn from, as a configuration file describes it, and how it runs."""
 
 
 def detector_names() -> list[str]:

@@ -107,7 +107,7 @@ class DetectionModule(pl.LightningModule):
                     self.adapter,
                     resize_teacher=resize_teacher,
                     schedule=schedule,
-                    teacher_settings=teacher.settings if isinstance(teacher, TeacherConfig) else None,
+                    teacher_settings=teacher if isinstance(teacher, TeacherConfig) else None,
                 )
         if self.distiller is None:
             self.student = model
