@@ -2,6 +2,8 @@
 
     python -m devtools.versions --torch 2.10.0                     the kernels' tests with that torch and its Triton
     python -m devtools.versions --torch 2.14.1 --with pytorch-lightning==2.6.0 --tests tests/distill/test_training.py
+    python -m devtools.versions --torch 2.11.0 --native _C.so      with a library that was built before
+    python -m devtools.versions --floors                           pyproject.toml's floors, all together
     python -m devtools.versions --matrix                           every row of MATRIX
 
 A set lies in build/versions/<name>: the tracked files, the library built there against that torch, and its tests' log.
@@ -19,7 +21,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "versions"
@@ -46,6 +48,12 @@ NEEDED_BY_DISTILL = ("scikit-learn", "matplotlib", "pycocotools", "tensorboard",
 SHOWN = ("torch", "triton", "numpy", "torchvision", "pytorch-lightning", "jsonargparse")
 
 
+def floors() -> dict[str, str]:
+    """What pyproject.toml requires at least, for the package itself and for the detector side, by name."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project]")[2]
+    return dict(re.findall(r'"([\w.\[\]-]+)>=([\d.]+)[^"]*"', text))
+
+
 @dataclass(frozen=True)
 class Versions:
     """A set to try.
@@ -55,20 +63,30 @@ class Versions:
         python: the interpreter that makes the environment.
         others: further requirements.
         tests: what pytest runs.
+        label: names the set's folder, in place of what is pinned.
     """
 
     torch: str
     python: str = sys.executable
     others: tuple[str, ...] = ()
     tests: tuple[str, ...] = field(default=KERNELS)
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Of its folder."""
         pinned = [re.sub(r"[^\w.]+", "-", other) for other in self.others if "==" in other]
-        return "_".join([f"torch-{self.torch}", pathlib.Path(self.python).name, *pinned])
+        last = [self.label] if self.label else pinned
+        return "_".join([f"torch-{self.torch}", pathlib.Path(self.python).name, *last])
 
 
+FLOORS = Versions(
+    f"{floors()['torch']}.0",
+    python="python3.10",
+    others=tuple(f"{name}=={version}" for name, version in floors().items() if name != "torch"),
+    tests=(*KERNELS, *DISTILL),
+    label="floors",
+)
 OLD_NUMPY = ("numpy==2.3.5",)  # Triton 3.6's interpreter fails with 2.4 and later
 MATRIX = (
     Versions("2.10.0", others=OLD_NUMPY),
@@ -79,16 +97,7 @@ MATRIX = (
     Versions("2.10.0", python="python3.10", others=("numpy==2.0.0",)),
     Versions("2.14.1", python="python3.13"),
     Versions("2.14.1", python="python3.14"),
-    Versions(
-        "2.10.0",
-        others=(
-            "torchvision==0.25.0",
-            "pytorch-lightning==2.6.0",
-            "jsonargparse[signatures]==4.40.0",
-            *NEEDED_BY_DISTILL,
-        ),
-        tests=DISTILL,
-    ),
+    FLOORS,
     Versions(
         "2.14.1",
         others=("torchvision", "pytorch-lightning", "jsonargparse[signatures]", *NEEDED_BY_DISTILL),
@@ -106,8 +115,8 @@ def copy_tracked_files(tree: pathlib.Path) -> None:
             shutil.copy2(ROOT / name, tree / name)
 
 
-def attempt(versions: Versions, keep: bool) -> bool:
-    """Install, build, test; whether all of it passed."""
+def attempt(versions: Versions, keep: bool, native: pathlib.Path | None = None) -> bool:
+    """Install, build (or take a library that was built before), test; whether all of it passed."""
     folder = FOLDER / versions.name
     tree, environment, log = folder / "tree", folder / "environment", folder / "log.txt"
     copy_tracked_files(tree)
@@ -124,6 +133,9 @@ def attempt(versions: Versions, keep: bool) -> bool:
         "build": [python, "setup.py", "build_ext", "--inplace"],
         "tests": [python, "-m", "pytest", *versions.tests, "-q", "-p", "no:cacheprovider"],
     }
+    if native:
+        del steps["build"]
+        shutil.copyfile(native, tree / "fgd_kernels" / "_C.so")
     if versions.tests == KERNELS:
         steps["spills"] = [python, "-m", "devtools.offline.triton_spills"]
     print(f"{versions.name}: the log is {log}", flush=True)
@@ -182,21 +194,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--torch", metavar="VERSION")
+    what.add_argument("--floors", action="store_true")
     what.add_argument("--matrix", action="store_true")
     parser.add_argument("--python", default=sys.executable, help="the interpreter")
     parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="REQUIREMENT")
-    parser.add_argument("--tests", nargs="+", default=list(KERNELS))
+    parser.add_argument("--tests", nargs="+", help="what pytest runs (default: the set's own, or the kernels' tests)")
+    parser.add_argument("--native", type=pathlib.Path, metavar="_C.so", help="a built library; without it one is built")
     parser.add_argument("--keep", action="store_true", help="keep the environment")
     asked = parser.parse_args()
     sets = MATRIX
     if asked.torch:
         others = tuple(asked.others) or next((v.others for v in MATRIX if v.torch == asked.torch), ())
-        sets = (Versions(asked.torch, asked.python, others, tuple(asked.tests)),)
+        sets = (Versions(asked.torch, asked.python, others),)
+    elif asked.floors:
+        sets = (FLOORS,)
+    if asked.tests:
+        sets = tuple(replace(versions, tests=tuple(asked.tests)) for versions in sets)
     absent = [versions.python for versions in sets if not shutil.which(versions.python)]
     for python in sorted(set(absent)):
         print(f"{python} is not on PATH: its sets are left out", file=sys.stderr)
     # A list, not a generator: every set runs, whether or not one before it failed.
-    passed = [attempt(versions, asked.keep) for versions in sets if versions.python not in absent]
+    passed = [attempt(versions, asked.keep, asked.native) for versions in sets if versions.python not in absent]
     sys.exit(not passed or not all(passed))
 
 

@@ -291,9 +291,13 @@ import sys
 from fgd_distill.commands.late_metrics import load_late
 load_late()
 import pytorch_lightning
-assert not {"scipy.signal", "transformers", "torchmetrics.functional"} & set(sys.modules)
+assert not {"scipy.signal", "transformers", "matplotlib", "torchmetrics.functional"} & set(sys.modules)
 from torchmetrics.aggregation import SumMetric
-import torchmetrics
+import torch, torchmetrics
+total = SumMetric()
+total.update(torch.tensor(2.0))
+figure, _ = total.plot()
+assert type(figure).__module__ == "matplotlib.figure" and "torchmetrics.functional" not in sys.modules
 assert torchmetrics.Accuracy.__module__.startswith("torchmetrics.") and "torchmetrics.functional" in sys.modules
 assert issubclass(SumMetric, torchmetrics.Metric) and pytorch_lightning.core.module.Metric is torchmetrics.Metric
 """
