@@ -1,10 +1,13 @@
 import copy
 import csv
+import inspect
 import json
 import math
+from typing import Union
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
@@ -19,7 +22,7 @@ from fgd_distill.schedule import Schedule
 from fgd_distill.training import module as training
 from fgd_distill.training.learning_rate import LrMilestones
 from fgd_distill.training.module import DetectionModule
-from fgd_distill.training.run import run
+from fgd_distill.training.run import DistillCLI, run
 from fgd_distill.training.teacher_cache import CacheConfig
 
 TERMS = ("loss_fgd_fg", "loss_fgd_bg", "loss_fgd_attention", "loss_fgd_global")
@@ -231,6 +234,16 @@ def batches_of(fit_args, tmp_path, monkeypatch):
         return list(epochs_seen.values()), validations
 
     return train
+
+
+def test_one_batch_is_not_all_of_them(fit_args, tmp_path, monkeypatch):
+    """Whatever order the two types have: to typing they are the same, and any module may have written the other."""
+    annotations = inspect.unwrap(Trainer.__init__).__annotations__
+    for name in ("limit_train_batches", "limit_val_batches"):
+        monkeypatch.setitem(annotations, name, Union[float, int, None])  # noqa: UP007 (its order is what is tested)
+    options = ["--trainer.limit_val_batches=1", "--trainer.limit_train_batches=1.0"]
+    read = DistillCLI(fit_args(tmp_path, *options)[1:]).trainer
+    assert [repr(read.limit_val_batches), repr(read.limit_train_batches)] == ["1", "1.0"]
 
 
 def test_the_trainers_data_options_do_what_lightning_says(batches_of):

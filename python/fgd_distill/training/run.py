@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Timer
@@ -56,6 +57,7 @@ class DistillCLI(LightningCLI):
         usages = {name: PARSER | {"usage": USAGE.format(command=name)} for name in SUBCOMMANDS}
         arguments = with_bases(options)
         be_quiet()
+        whole_numbers_first(Trainer.__init__)
         with warnings.catch_warnings():
             # It warns of args beside a command line. Here they are the command line, or a script's own call.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -112,6 +114,19 @@ class DistillCLI(LightningCLI):
             config.model.inherit = False
             for name in ("teacher", "fgd", "criterion", "schedule", "teacher_cache"):
                 config.model[name] = None
+
+
+def whole_numbers_first(function: Callable) -> None:
+    """Of parameters that are an int or a float the parser tries the int first: 1 batch is not 1.0, all of them.
+
+    Up to Python 3.13 ``Optional[Union[int, float]]`` can be ``Union[float, int, None]``: typing keeps the first of two
+    that are equal, and any module that is imported earlier may have written the other.
+    """
+    annotations = inspect.unwrap(function).__annotations__
+    for name, kind in annotations.items():
+        kinds = get_args(kind)
+        if get_origin(kind) is Union and {int, float} <= set(kinds):
+            annotations[name] = Union[(int, *(other for other in kinds if other is not int))]
 
 
 def run(args: Sequence[str]) -> DistillCLI:
