@@ -20,10 +20,10 @@ class TeacherSettings:
     """What makes a frozen teacher cheaper; it changes the teacher in place.
 
     Args:
-        dtype: the floating type in which the teacher runs and hands on its maps; the loss takes them as they are, and
-            sums in float32. It wins over autocast and over ``.to()`` of the distiller. None leaves the teacher's.
-        channels_last: whether its weights and its batch lie in that order, in which many devices convolve faster.
-        compile: whether ``torch.compile`` makes faster code of it; worth its minutes where images have few sizes.
+        dtype: the floating type in which it runs and hands on its maps; None: its own. The loss takes them as they
+            are, and sums in float32. It wins over autocast and over ``.to()`` of the distiller.
+        channels_last: whether weights and batch lie in that order, in which many devices convolve faster.
+        compile: whether ``torch.compile`` makes faster code of it. That takes minutes, and is for images of few sizes.
 
     Raises:
         TypeError, ValueError: a setting is of the wrong type or out of range.

@@ -78,7 +78,7 @@ class DetectorConfig:
 
 @dataclass
 class TeacherConfig(TeacherSettings, DetectorConfig):
-    """A detector to learn from, as a configuration file describes it, and how it runs."""
+    """A detector to learn from, as a configuration file describes it, and how it runs (``TeacherSettings``)."""
 
 
 def detector_names() -> list[str]:
