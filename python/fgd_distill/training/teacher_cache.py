@@ -46,7 +46,7 @@ class CacheConfig:
             pixels.
         dtype: the type to store; the training sees the rounded values from the first epoch on.
         max_gb: refuses before anything is written if the whole cache would need more gigabytes. These have 10^9 bytes.
-        forms: in how many forms an image may come, each the same pixel for pixel whenever it comes: 2 where the
+        forms: in how many forms an image may come, each the same pixel for pixel whenever it comes. 2 where the
             training mirrors images at random, 4 where it also turns them upside down. The cache is as many times as
             large.
 
