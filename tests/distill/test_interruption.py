@@ -117,6 +117,7 @@ def test_the_status_of_the_process(fit_args, tmp_path, signals, status, checkpoi
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stderr[-2000:]
     assert len(list(tmp_path.rglob("*.ckpt"))) == checkpoints
+    assert "weights_only" not in done.stderr  # what Lightning says of it, and no checkpoint is read that way
 
 
 def test_what_is_ignored_stays_ignored(training, monkeypatch):

@@ -9,7 +9,11 @@ import warnings
 from pytorch_lightning.utilities import rank_zero_only
 
 UNWANTED = ("💡", "TPU available: False", "GPU available: False", "`weights_only` was not set")
-LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero")
+LOGGERS = (
+    "pytorch_lightning.utilities.rank_zero",
+    "lightning_fabric.utilities.rank_zero",
+    "pytorch_lightning.trainer.connectors.checkpoint_connector",
+)
 # Of libraries, about each other; a user can do nothing about them.
 DEPRECATIONS = (r".*treespec, LeafSpec", r".*deprecated in v4\.49\.0")
 
