@@ -59,11 +59,12 @@ def send_within(monkeypatch, method, call, number):
     ("method", "call", "number", "done", "more"),
     [
         ("training_step", 2, signal.SIGTERM, 2, ()),
+        ("training_step", 3, signal.SIGTERM, 3, ()),
         ("training_step", 4, signal.SIGINT, 4, ()),
         ("validation_step", 1, signal.SIGTERM, 3, ()),
         ("training_step", 3, signal.SIGTERM, 2, ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=3")),
     ],
-    ids=["step", "end of an epoch", "validation", "accumulating"],
+    ids=["step", "a validation is due", "end of an epoch", "validation", "accumulating"],
 )
 def test_the_step_is_ended_and_the_training_goes_on(
     training, tmp_path, capsys, monkeypatch, method, call, number, done, more
@@ -78,8 +79,19 @@ def test_the_step_is_ended_and_the_training_goes_on(
     assert f"{number.name} ended the training after {done} steps" in told
     checkpoint = re.search("to go on: --ckpt_path=(.*)", told)[1]
     assert checkpoint.startswith(str(tmp_path / "cut")) and torch.load(checkpoint)["global_step"] == done
+    validated = []
+
+    def record(module):
+        if not module.trainer.sanity_checking:
+            validated.append((module.global_step, float(module.trainer.callback_metrics["val/AP"])))
+
+    monkeypatch.setattr(DetectionModule, "on_validation_end", record)
     resumed = training("resumed", f"--ckpt_path={checkpoint}", *more)
+    after_it = validated[:]
+    validated.clear()
     whole = training("whole", *more)
+    # None is left out, and one that was stopped begins anew.
+    assert after_it == [(step, ap) for step, ap in validated if step > done or (step == done == 3)]
     assert resumed.trainer.global_step == whole.trainer.global_step
     differs = {
         name
@@ -177,6 +189,8 @@ def test_processes_stop_together(environment, code):
         save_checkpoint=saved.append,  # every process of a sharded training writes its part
         is_global_zero=False,
         is_last_batch=False,
+        enable_validation=False,
+        check_val_every_n_epoch=1,
         accumulate_grad_batches=2,
         fast_dev_run=False,
         sanity_checking=False,

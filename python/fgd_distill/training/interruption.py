@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
-from .steps import ends_a_step
+from .steps import ends_a_step, validation_is_due
 
 NAME = "interrupted-step={}.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -67,13 +67,14 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.accumulates = not ends_a_step(trainer, batch_idx)
-        self._stop_if_asked(trainer)
+        if not validation_is_due(trainer, batch_idx):  # who goes on from here would miss it; it is stopped itself
+            self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._stop_if_asked(trainer)
+            self._stop_if_asked(trainer, validating=True)
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer, validating: bool = False) -> None:
         if self.accumulates:
             return  # a checkpoint has no gradients: those of this step would be lost
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
@@ -81,12 +82,26 @@ class StopOnSignal(pl.Callback):
         number = self.received or signal.SIGTERM  # another process got it
         path = None if trainer.sanity_checking else checkpoint_path(trainer, NAME.format(trainer.global_step))
         if path is not None:
+            if validating:
+                _begin_validation_anew(trainer)
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             print(f"fgd-distill fit: {number.name} ended the training after {trainer.global_step} steps", flush=True)
             written = "no checkpoint was written" if path is None else f"to go on: --ckpt_path={path}"
             print(f"fgd-distill fit: {written}", flush=True)
         raise Interrupted(0 if _is_watched(trainer) else 128 + number)
+
+
+def _begin_validation_anew(trainer: pl.Trainer) -> None:
+    """Says in the progress that a checkpoint keeps that this validation has stopped in its first batch. Lightning takes
+    this place, between two batches, for its end, and would leave out what remains."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    for counts, before in (
+        (progress.current, 0),
+        (progress.total, progress.total.ready - progress.current.ready),
+    ):
+        counts.ready = counts.started = before + 1
+        counts.processed = counts.completed = before
 
 
 def _end_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytorch_lightning as pl
 
@@ -14,9 +15,13 @@ def ends_a_step(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 def validation_is_due(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether a validation comes between this batch and the next one."""
-    if not trainer.enable_validation:
+    epochs = trainer.check_val_every_n_epoch  # None: the interval runs on over epochs
+    if not trainer.enable_validation or (epochs is not None and (trainer.current_epoch + 1) % epochs):
         return False
+    seconds = getattr(trainer, "_val_check_time_interval", None)  # of an interval like "00:10:00"
+    if seconds is not None:
+        return time.monotonic() - trainer._last_val_time >= seconds
     every = trainer.val_check_batch or math.inf
-    if trainer.check_val_every_n_epoch is None:  # the interval runs on over epochs
-        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
-    return bool(trainer.is_last_batch) or (batch_idx + 1) % every == 0
+    if every == math.inf:
+        return bool(trainer.is_last_batch)
+    return ((trainer.fit_loop.total_batch_idx if epochs is None else batch_idx) + 1) % every == 0
