@@ -71,7 +71,7 @@ class FGDTrainer(DetectionTrainer):
 
         Args:
             teacher: a model's file, such as ``best.pt`` of a training; or ``YOLO(...)``; or the network in it.
-            weights: ``calibrate`` chooses temperature and weights by a few of the training's own batches before the
+            weights: ``calibrate`` chooses temperature and weights by four batches of the training images before the
                 first step, as ``fgd-distill calibrate`` does. None takes those of the settings.
             settings: as ``fgd_distill.distil`` takes them: ``preset``, ``layers``, ``alpha`` and so on.
         """
