@@ -35,10 +35,11 @@ demo: $(VENV)/.installed
 teacher: $(VENV)/.installed
 	$(RUN)/python -m fgd_distill.digits.demo --train-teacher
 
-# Side by side: a file's tests stay in one process, with one thread each unless a test asks for more.
+# Side by side: a file's tests stay in one process, with one thread each unless a test asks for more. Files are begun in
+# the order of tests/conftest.py, the slowest first; xdist's own would be by number of tests.
 WORKERS ?= 2
 test: $(VENV)/.installed $(VENV)/.detectors
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Against other versions of Python, torch, Lightning and so on: an environment each, hours and gigabytes.
 test-matrix: $(VENV)/.dependencies

@@ -35,6 +35,8 @@ KERNELS = (
     "tests/kernels/test_cpu.py",
     "tests/kernels/test_ddp.py",
     "tests/kernels/triton_backend/test_interpreted.py",
+    "tests/kernels/triton_backend/test_interpreted_cases.py",
+    "tests/kernels/triton_backend/test_interpreted_exact.py",
     "tests/kernels/cuda/test_cuda_operator.py",
 )
 DISTILL = (

@@ -1,4 +1,6 @@
-"""Shared set-up: deterministic seeds, and the skip of tests that need a GPU."""
+"""Shared set-up: deterministic seeds, the skip of tests that need a GPU, and which files workers begin with."""
+
+from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +15,14 @@ def _seed():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
+# Begun last, one of these would keep a single worker busy at the end.
+SLOWEST = ("test_compiled.py", "test_interpreted_exact.py", "test_interpreted_cases.py", "test_interpreted.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # `make test` takes them in this order, by --no-loadscope-reorder
+        rank, tests = {name: i for i, name in enumerate(SLOWEST)}, Counter(item.path for item in items)
+        items.sort(key=lambda item: (rank.get(item.path.name, len(rank)), -tests[item.path]))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a GPU, and torch.cuda.is_available() is False")

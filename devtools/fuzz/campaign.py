@@ -54,9 +54,9 @@ def _worst(budget: Budget, found: dict) -> dict[str, float]:
 
 
 def run(seed: int, indices: Iterable[int], variants: list[Variant], path: pathlib.Path, limit_s: float) -> None:
-    """Judge the cases that `path` has no line of yet, until all are done or the time is up."""
+    """Judge the cases that `path` has no line of yet and a variant runs, until all are done or the time is up."""
     done, until = {line["index"] for line in read(path)}, time.monotonic() + limit_s
-    indices = [index for index in indices if index not in done]
+    indices = [index for index in indices if index not in done and any(variant.runs(index) for variant in variants)]
     if not indices:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ Importing this changes the interpreter of this process. Triton decides at import
 TRITON_INTERPRET=1 must be set before: for a process that does nothing else.
 """
 
+import dataclasses
+import functools
 import os
 
 import numpy as np
@@ -30,5 +32,31 @@ def _sum_in_pairs(self, input):
     return self.to_tensor(np.expand_dims(x[0], self.axis) if self.keep_dims else x[0], input.dtype)
 
 
+def _init_block_type(self, element_ty, shape):
+    """As Triton's own, which checks the same few shapes anew for every number that it computes."""
+    if element_ty.is_ptr():  # has no hash
+        _first_block_type(self, element_ty, shape)
+        return
+    key = element_ty, *(size.value if isinstance(size, tl.constexpr) else size for size in shape)
+    if key not in _block_types:
+        _first_block_type(self, element_ty, shape)
+        _block_types[key] = dict(self.__dict__)
+    self.__dict__.update(_block_types[key])
+
+
+def _numpy_type(kind):
+    """As Triton's own, which makes a table of all types at every call."""
+    scalar = kind.scalar
+    return np.dtype(np.uint64) if scalar.is_ptr() else _numpy_type_of_numbers(scalar)
+
+
+_first_block_type, _block_types = tl.block_type.__init__, {}
+_numpy_type_of_numbers = functools.cache(interpreter._get_np_dtype)
+tl.block_type.__init__ = _init_block_type
+interpreter._get_np_dtype = _numpy_type
+# Integers are computed in 64 bits again, and asserted to fit 32, by assertions that do not fail here.
+interpreter.interpreter_builder.options = dataclasses.replace(
+    interpreter.interpreter_builder.options, sanitize_overflow=False
+)
 interpreter.InterpretedFunction.__call__ = _call_device_function
 interpreter.ReduceOps.sum = _sum_in_pairs

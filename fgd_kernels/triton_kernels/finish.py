@@ -16,8 +16,8 @@ One program takes a block of pixels, the last of each image takes its channels.
 import triton
 import triton.language as tl
 
-from .device.chunks import attention_map, image_softmax, sign, sum_blocks
-from .device.levels import LOG2E, LOWEST, image_start, locate, number, pick
+from .device.chunks import attention_map, exponential, image_softmax, sign_of, sum_blocks
+from .device.levels import LOG2E, LOWEST, image_start, locate, number, pick_double
 from .layout import (
     MAP_ATTENTION,
     MAP_FOCAL,
@@ -49,7 +49,7 @@ from .layout import (
 def channel_attention(total, c, channels, scale):
     """A^C (8), in float64; `scale`: log2(e)/(P·T)."""
     best = tl.max(tl.where(c < channels, total, LOWEST), axis=0)
-    e = tl.where(c < channels, tl.exp2((total - best).to(tl.float64) * scale), 0.0)
+    e = tl.where(c < channels, exponential(total, best, scale), 0.0)
     return e * (channels / tl.sum(e, axis=0))
 
 
@@ -59,18 +59,16 @@ def finish_channels(sums, stats, terms, background, distance, channels, scale, G
     mask = c < channels
     teacher = channel_attention(tl.load(sums + SUM_ABS_T * channels + c, mask=mask, other=0.0), c, channels, scale)
     student = channel_attention(tl.load(sums + SUM_ABS_S * channels + c, mask=mask, other=0.0), c, channels, scale)
-    difference = student - teacher
-    mean = tl.sum(sign(difference) * student, axis=0) / channels
+    sign = sign_of(student, teacher)
+    mean = tl.sum(sign * student, axis=0) / channels
     fg = tl.sum(teacher * tl.load(sums + SUM_FG * channels + c, mask=mask, other=0.0), axis=0)
     bg = tl.sum(teacher * tl.load(sums + SUM_BG * channels + c, mask=mask, other=0.0), axis=0)
     tl.store(terms + TERM_FG, fg)
-    tl.store(terms + TERM_BG, bg / tl.maximum(background, 1).to(tl.float32))
-    tl.store(terms + TERM_ATTENTION, tl.sum(tl.abs(difference), axis=0) + distance)
+    tl.store(terms + TERM_BG, bg / tl.maximum(background, 1).to(tl.float64))
+    tl.store(terms + TERM_ATTENTION, tl.sum(tl.abs(student - teacher), axis=0) + distance)
     tl.store(terms + TERM_GLOBAL, tl.sum(tl.load(sums + SUM_D2 * channels + c, mask=mask, other=0.0), axis=0))
     tl.store(stats + STAT_ATTENTION * channels + c, teacher, mask=mask)
-    tl.store(
-        stats + STAT_ATTENTION_GRAD * channels + c, student * (sign(difference) - mean) * (scale / LOG2E), mask=mask
-    )
+    tl.store(stats + STAT_ATTENTION_GRAD * channels + c, student * (sign - mean) * (scale / LOG2E), mask=mask)
     tl.store(stats + STAT_SHIFT * channels + c, tl.zeros_like(teacher), mask=mask)
     tl.store(
         stats + STAT_SHIFT_GRAD * channels + c, tl.load(sums + SUM_D * channels + c, mask=mask, other=0.0), mask=mask
@@ -103,9 +101,9 @@ def finish_pixels(
     teacher = attention_map(maps, scalars, size, chunks, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
     student = attention_map(maps, scalars, size, chunks, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
     fg = tl.load(mask + p, mask=exists, other=0.0)
-    outside = -1.0 / tl.maximum(background, 1).to(tl.float32)
+    outside = -1.0 / tl.maximum(background, 1).to(tl.float64)
     tl.store(maps + MAP_FOCAL * pixels + p, teacher * tl.where(fg > 0, fg, outside), mask=exists)
-    grad = student * (sign(student - teacher) - signed / pixels) * (scale / LOG2E)
+    grad = student * (sign_of(student, teacher) - signed / pixels) * (scale / LOG2E)
     tl.store(maps + MAP_ATTENTION * pixels + p, grad, mask=exists)
     for i in tl.static_range(2, 4):
         q = tl.zeros_like(teacher)
@@ -130,7 +128,9 @@ _LEVELS = [
     "mask_size",
     "mask_before",
     "pixel_scales",
+    "pixel_scale_rests",
     "channel_scales",
+    "channel_scale_rests",
 ]
 
 
@@ -157,7 +157,9 @@ def finish(
     mask_size,
     mask_before,
     pixel_scales,
+    pixel_scale_rests,
     channel_scales,
+    channel_scale_rests,
     partial_size,
     images,
     GC: tl.constexpr,
@@ -184,7 +186,7 @@ def finish(
             size,
             background,
             sum_blocks(distances + 2 * block + 1, 2, pixel_blocks, BLOCK),
-            pick(pixel_scales, level),
+            pick_double(pixel_scales, pixel_scale_rests, level),
             GC,
             BLOCK_P,
             BLOCK,
@@ -197,7 +199,7 @@ def finish(
             background,
             sum_blocks(distances + 2 * block, 2, pixel_blocks, BLOCK),
             width,
-            pick(channel_scales, level),
+            pick_double(channel_scales, channel_scale_rests, level),
             GC,
             BLOCK_C,
         )

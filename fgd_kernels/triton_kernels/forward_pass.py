@@ -6,29 +6,31 @@
 
 The exponentials are e = exp((z - m)·f), f = 1/(C·T) of zt and zs, 1 of ks and kt, with a running maximum m of each
 group of pixels (tile.py), which goes to `partials` too. The factor comes last: so a large z loses no digit to it, and
-what is done to student and teacher is the same, whatever the compiler fuses.
+what is done to student and teacher is the same, whatever the compiler fuses. The normalisers of the attentions are
+formed when a chunk is done, of its logits in memory and in float64 (chunks.py).
 
     students, teachers   (N, C, H, W) a level, any of the layouts of tile.py
     keys_s, keys_t       (C,) a level: Wk of the student's and the teacher's GcBlock
     mask                 [level][image][P]      fg, from mask.py; P rounded up to a multiple of 8
     maps                 [level][image][4][P]   zt, zs, ks, kt, as sums: without 1/(C·T)
-    partials             [program][8·C + 8]     the eight sums, four maxima, four normalisers
+    partials             [program][8·C + 10]    the eight sums, four maxima, four normalisers, rests of the first two
 """
 
 import triton
 import triton.language as tl
 
+from .device.chunks import store_attentions
 from .device.forward_tile import (
     add_tile,
     load_keys,
     load_mask,
     logits,
     softmax_steps,
+    store_contexts,
     store_logits,
-    store_softmaxes,
     store_sums,
 )
-from .device.levels import LOWEST, image_start, locate, multiple, number, pick
+from .device.levels import LOWEST, image_start, locate, multiple, number, pick, pick_double
 from .device.tile import block_channels, load_tile, tile_pixels, zero_sums
 from .layout import MAPS, SUMS
 
@@ -64,9 +66,9 @@ def forward_chunk(
     keys = load_keys(key_s, key_t, channels, BLOCK_C, BLOCKS, GC)
     zero = zero_sums(BLOCK_C, GROUPS, LAYOUT)
     none = tl.zeros((GROUPS,), tl.float32)
-    sums, maxima, normalisers = ((zero,) * 6,) * BLOCKS, (none + LOWEST,) * 2, (none,) * 2
+    sums, maxima, normalisers = ((zero,) * 6,) * BLOCKS, (none + LOWEST,), (none,) * 2
     if GC:
-        sums, maxima, normalisers = ((zero,) * 8,) * BLOCKS, (none + LOWEST,) * 4, (none,) * 4
+        sums, maxima = ((zero,) * 8,) * BLOCKS, (none + LOWEST,) * 3
     for first in range(begin, end, GROUPS * PART * SLABS):
         p, exists = tile_pixels(first, pixels, GROUPS, PART, SLABS)
         tile, _ = load_tile(
@@ -90,7 +92,7 @@ def forward_chunk(
         fg = load_mask(mask, p, exists, pixels, LAYOUT, ALIGN)
         e, shrink, maxima, normalisers = softmax_steps(z, scale, exists, maxima, normalisers, GC)
         sums = add_tile(tile, fg, e, shrink, sums, LAYOUT, GC)
-    factors = store_softmaxes(partial + SUMS * channels, scale, maxima, normalisers)
+    factors = store_contexts(partial + SUMS * channels, scale, maxima, normalisers)
     for block in tl.static_range(BLOCKS):
         store_sums(partial, sums[block], factors, block_channels(block, BLOCK_C), channels, LAYOUT, GC)
 
@@ -112,6 +114,7 @@ _LEVELS = [
     "t_image",
     "t_row",
     "scales",
+    "scale_rests",
     "kinds",
 ]
 
@@ -137,6 +140,7 @@ def forward_pass(
     t_image,
     t_row,
     scales,
+    scale_rests,
     kinds,
     partial_size,
     KINDS: tl.constexpr,
@@ -148,6 +152,7 @@ def forward_pass(
     PARTS: tl.constexpr,
     SLABS: tl.constexpr,
     CHUNK: tl.constexpr,
+    CHUNK_BLOCK: tl.constexpr,
     ALL_CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     SAME_ROWS: tl.constexpr,
@@ -198,3 +203,6 @@ def forward_pass(
                     WIDE=WIDE,
                     SAME_ROWS=SAME_ROWS,
                 )
+    tl.debug_barrier()  # the chunk's logits, which other threads of this program have stored, are read back
+    scale = pick_double(scales, scale_rests, level)
+    store_attentions(maps_at, partial + SUMS * number(channels, level), begin, end, size, scale, CHUNK_BLOCK)

@@ -7,17 +7,17 @@ where a logit's factor, 1/(C·T) of the attentions, is applied to differences (f
 
 One program takes a block of channels, or a block of pixels.
 
-    partials   [chunk][8·C + 8]           from forward_pass.py
+    partials   [chunk][8·C + 10]          from forward_pass.py
     maps       [level][image][4][P]       its logits
     sums       [level][image][8][C]       out
-    distances  [level][image][block][2]   out: distance and signed sum of a block of pixels
+    distances  [level][image][block][2]   out, in float64: distance and signed sum of a block of pixels
 """
 
 import triton
 import triton.language as tl
 
-from .device.chunks import attention_map, image_softmax, sign
-from .device.levels import LOG2E, LOWEST, image_start, locate, number, pick
+from .device.chunks import attention_map, exponential, image_softmax, sign_of
+from .device.levels import LOG2E, LOWEST, image_start, locate, number, pick_double
 from .layout import MAPS, SOFTMAX_CONTEXT_S, SOFTMAX_STUDENT, SOFTMAX_TEACHER, SUM_CONTEXT_S, SUMS
 
 
@@ -25,14 +25,15 @@ from .layout import MAPS, SOFTMAX_CONTEXT_S, SOFTMAX_STUDENT, SOFTMAX_TEACHER, S
 def scaled_sum(partial, size, chunks, index, c, channels, factor, scale, SOFTMAX: tl.constexpr, BLOCK: tl.constexpr):
     """Σ over the chunks of one of the eight sums, [BLOCK_C]; SOFTMAX: which maximum it is relative to, or -1."""
     rows = tl.arange(0, BLOCK)[:, None]
-    total = tl.zeros((BLOCK, c.shape[1]), tl.float32)
+    total = tl.zeros((BLOCK, c.shape[1]), tl.float64)
     best, constant = factor
     for start in range(0, chunks, BLOCK):
         row = (start + rows).to(tl.int64)
-        value = tl.load(partial + row * size + index * channels + c, mask=(row < chunks) & (c < channels), other=0.0)
+        at = partial + row * size + index * channels + c
+        value = tl.load(at, mask=(row < chunks) & (c < channels), other=0.0).to(tl.float64)
         if SOFTMAX >= 0:
             maximum = tl.load(partial + row * size + SUMS * channels + SOFTMAX, mask=row < chunks, other=LOWEST)
-            value *= tl.exp2((maximum - best) * scale)
+            value *= exponential(maximum, best, scale)
         total += value
     return tl.sum(total, axis=0)[None, :] * constant
 
@@ -76,9 +77,8 @@ def merge_pixels(
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     teacher = attention_map(maps, scalars, size, chunks, SOFTMAX_TEACHER, p, pixels, scale, BLOCK)
     student = attention_map(maps, scalars, size, chunks, SOFTMAX_STUDENT, p, pixels, scale, BLOCK)
-    difference = student - teacher
-    tl.store(distances + 2 * block, tl.sum(tl.abs(difference), axis=0))
-    tl.store(distances + 2 * block + 1, tl.sum(sign(difference) * student, axis=0))
+    tl.store(distances + 2 * block, tl.sum(tl.abs(student - teacher), axis=0))
+    tl.store(distances + 2 * block + 1, tl.sum(sign_of(student, teacher) * student, axis=0))
 
 
 _LEVELS = [
@@ -93,6 +93,7 @@ _LEVELS = [
     "pixels",
     "pixels_before",
     "scales",
+    "scale_rests",
 ]
 
 
@@ -113,6 +114,7 @@ def merge(
     pixels,
     pixels_before,
     scales,
+    scale_rests,
     partial_size,
     GC: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -123,7 +125,7 @@ def merge(
     count, size = number(chunks, level), number(pixels, level)
     pixel_blocks = number(blocks, level)
     partial = partials + (number(first_chunk, level) + image * count).to(tl.int64) * partial_size
-    width = number(channels, level)
+    width, scale = number(channels, level), pick_double(scales, scale_rests, level)
     if part < pixel_blocks:
         merge_pixels(
             maps + MAPS * image_start(pixels_before, pixels, level, image),
@@ -133,7 +135,7 @@ def merge(
             count,
             part,
             size,
-            pick(scales, level),
+            scale,
             BLOCK_P,
             BLOCK,
         )
@@ -146,7 +148,7 @@ def merge(
             part - pixel_blocks,
             width,
             size,
-            pick(scales, level),
+            scale,
             GC,
             BLOCK_C,
             BLOCK,

@@ -79,6 +79,32 @@ def check_equal_magnitudes(backend, dtype, channels_last, shape=(24, 13, 17)) ->
     assert all(x == 0 for x in losses) and (grad == 0).all()
 
 
+def check_ties(backend, dtype, channels_last, shape, temperature=0.1) -> None:
+    """Maps with the same numbers in other places have attentions that are equal where the numbers are, sign 0.
+
+    Features are small integers, of which every sum has all its digits. The attention term's gradient is then known:
+    that of a student of which some pixels, or some channels, are the teacher's others.
+    """
+    c, h, w = shape
+    for of_pixels in (True, False):
+        teacher = torch.randint(-3, 4, (2, *shape)).to(dtype)
+        order, moved = torch.arange(h * w if of_pixels else c), torch.arange(1, h * w if of_pixels else c, 2)
+        order[moved] = moved[torch.randperm(len(moved))]
+        flat = teacher.flatten(2)
+        student = (flat[..., order] if of_pixels else flat[:, order]).view(teacher.shape)
+        want = torch.zeros(2, c, h * w, dtype=torch.float64)
+        for axis, size in ((1, c), (2, h * w)):  # the spatial attention, the channels'
+            z_s, z_t = (x.double().flatten(2).abs().mean(axis, keepdim=True) / temperature for x in (student, teacher))
+            attention, sign = (h * w * c // size) * torch.softmax(z_s, 3 - axis), torch.sign(z_s - z_t)
+            signed = sign - (attention * sign).mean(3 - axis, keepdim=True)
+            want += attention * signed * torch.sign(student.double().flatten(2)) / (size * temperature * 2)
+        weights = {"alpha": 0.0, "beta": 0.0, "gamma": 1.0, "lambda_": 0.0, "temperature": temperature}
+        student, teacher = (in_layout(x, channels_last) for x in (student, teacher))
+        _, (grad,), _ = gradients([student], [teacher], criterion_of((shape,), backend, **weights), (2, 1))
+        wrong = (grad.double().flatten(2) - want).abs().amax()
+        assert wrong <= 8 * EPS[dtype] * want.abs().amax(), (of_pixels, float(wrong), float(want.abs().amax()))
+
+
 def check_key_gradients(backend, dtype, channels_last, levels, scale, seeds=5) -> None:
     """Relative to their size, however small that is, they are as exact as the reference's. A single error is luck: the
     softmax multiplies whatever rounding its logits had. So it is the mean of some, where one blunder shows."""

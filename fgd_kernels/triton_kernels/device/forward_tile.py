@@ -1,12 +1,14 @@
 """Device helpers of the forward passes: the logits of a tile, a step of the online softmaxes, the sums over pixels.
 
-The four softmaxes are numbered as in csrc/include/fgd/layout.h: attention of the teacher, of the student, context of
-the student, of the teacher. Without GcBlocks (GC false) there are the first two, and six sums instead of eight.
+The four logits are numbered as the softmaxes in csrc/include/fgd/layout.h: attention of the teacher, of the student,
+context of the student, of the teacher. Three of them weight sums over pixels, all but the student's attention. Without
+GcBlocks (GC false) there are the first two, one of which weights, and six sums instead of eight.
 """
 
 import triton
 import triton.language as tl
 
+from ..layout import SOFTMAX_CONTEXT_S, SOFTMAXES
 from .levels import LOG2E, LOWEST
 from .tile import block_channels, group_factor, map_index, over_channels, over_pixels, sum_groups, sum_part
 
@@ -63,9 +65,8 @@ def load_mask(mask, p, exists, pixels, LAYOUT: tl.constexpr, ALIGN: tl.constexpr
 
 
 @triton.jit
-def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum, normaliser):
-    """One of the softmaxes, on by a tile: exp2((z - new maximum)·scale), what the older sums shrink by, new maximum and
-    normaliser.
+def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum):
+    """One of the softmaxes, on by a tile: exp2((z - new maximum)·scale), what the older sums shrink by, new maximum.
 
     Each group of pixels has its own maximum, which costs no exchange between threads.
     """
@@ -74,29 +75,36 @@ def softmax_step(z, INDEX: tl.constexpr, scale, exists, maximum, normaliser):
         new = tl.maximum(new, tl.max(tl.where(exists[slab], z[slab][INDEX], LOWEST), axis=1))
     new = tl.maximum(maximum, new)
     shrink = tl.exp2((maximum - new) * scale)
-    normaliser = normaliser * shrink
     found = ()
     for slab in tl.static_range(len(z)):
         e = tl.where(exists[slab], tl.exp2((z[slab][INDEX] - new[:, None]) * scale), 0.0)
-        normaliser += tl.sum(e, axis=1)
         found = found + (e,)  # noqa: RUF005
-    return found, shrink, new, normaliser
+    return found, shrink, new
+
+
+@triton.jit
+def add_exponentials(normaliser, shrink, e):
+    """A context's normaliser, on by a tile."""
+    normaliser = normaliser * shrink
+    for slab in tl.static_range(len(e)):
+        normaliser += tl.sum(e[slab], axis=1)
+    return normaliser
 
 
 @triton.jit
 def softmax_steps(z, scale, exists, maxima, normalisers, GC: tl.constexpr):
-    """All of a tile's softmaxes; `scale`: log2(e)/(C·T), for exp2 is the hardware's exponential.
+    """The softmaxes that weight sums of a tile; `scale`: log2(e)/(C·T), for exp2 is the hardware's exponential.
 
-    No sum over channels is weighted with the second one, the student's attention.
+    The contexts' normalisers are sums of these exponentials; an attention's has more digits (chunks.py).
     """
-    et, rt, mt, nt = softmax_step(z, 0, scale, exists, maxima[0], normalisers[0])
-    _, _, ms, ns = softmax_step(z, 1, scale, exists, maxima[1], normalisers[1])
+    et, rt, mt = softmax_step(z, 0, scale, exists, maxima[0])
     if GC:
-        eks, rks, mks, nks = softmax_step(z, 2, LOG2E, exists, maxima[2], normalisers[2])
-        ekt, rkt, mkt, nkt = softmax_step(z, 3, LOG2E, exists, maxima[3], normalisers[3])
-        return (et, eks, ekt), (rt, rks, rkt), (mt, ms, mks, mkt), (nt, ns, nks, nkt)
+        eks, rks, mks = softmax_step(z, 2, LOG2E, exists, maxima[1])
+        ekt, rkt, mkt = softmax_step(z, 3, LOG2E, exists, maxima[2])
+        ns, nt = add_exponentials(normalisers[0], rks, eks), add_exponentials(normalisers[1], rkt, ekt)
+        return (et, eks, ekt), (rt, rks, rkt), (mt, mks, mkt), (ns, nt)
     else:
-        return (et,), (rt,), (mt, ms), (nt, ns)
+        return (et,), (rt,), (mt,), normalisers
 
 
 @triton.jit
@@ -159,15 +167,16 @@ def sum_each(terms, AXIS: tl.constexpr):
 
 
 @triton.jit
-def store_softmaxes(at, scale, maxima, normalisers):
-    """The groups' maxima and normalisers become the chunk's; returns the factors of the groups' sums."""
+def store_contexts(at, scale, maxima, normalisers):
+    """The groups' maxima become the chunk's; returns the factors of the groups' sums. The contexts' go to memory."""
     factors = ()
     for i in tl.static_range(len(maxima)):
         best = tl.max(maxima[i], axis=0)
-        factor = tl.exp2((maxima[i] - best) * (scale if i < 2 else LOG2E))
+        factor = tl.exp2((maxima[i] - best) * (scale if i == 0 else LOG2E))
         factors = factors + (factor,)  # noqa: RUF005 - Triton knows no * in a tuple
-        tl.store(at + i, best)
-        tl.store(at + 4 + i, tl.sum(normalisers[i] * factor, axis=0))
+        if i > 0:
+            tl.store(at + SOFTMAX_CONTEXT_S + i - 1, best)
+            tl.store(at + SOFTMAXES + SOFTMAX_CONTEXT_S + i - 1, tl.sum(normalisers[i - 1] * factor, axis=0))
     return factors
 
 
@@ -181,5 +190,5 @@ def store_sums(at, sums, factors, c, channels, LAYOUT: tl.constexpr, GC: tl.cons
         tl.store(at + i * channels + c, sum_groups(sums[i], LAYOUT), mask=mask)
     if GC:
         for i in tl.static_range(2):
-            total = sum_groups(sums[6 + i] * group_factor(factors[2 + i], LAYOUT), LAYOUT)
+            total = sum_groups(sums[6 + i] * group_factor(factors[1 + i], LAYOUT), LAYOUT)
             tl.store(at + (6 + i) * channels + c, total, mask=mask)

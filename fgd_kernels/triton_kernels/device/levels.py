@@ -22,6 +22,12 @@ def pick(values, level):
 
 
 @triton.jit
+def pick_double(values, rests, level):
+    """values[level] of numbers of float64, which come as the nearest ones of float32 and what these lack."""
+    return pick(values, level).to(tl.float64) + pick(rests, level)
+
+
+@triton.jit
 def decoded(value):
     """An integer as `pyramid.encoded` passes it."""
     return (value >> 1) - 1

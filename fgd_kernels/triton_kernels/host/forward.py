@@ -3,7 +3,6 @@
 Kernels are called by keyword. What they need is decided from shapes, strides and types.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -108,6 +107,7 @@ def pass_over_features(
     grid, tile = p.chunks, p.tile
     layouts = Layouts.of((students, teachers), tile.align)
     partials = scratch(mask, grid.total * p.sum_size)
+    scales, rests = p.pixel_scales(spatial_temperature)
     forward_pass[(grid.total,)](
         students=tuple(students),
         teachers=tuple(teachers),
@@ -127,7 +127,8 @@ def pass_over_features(
         s_row=encoded(layouts.rows(0)),
         t_image=encoded(layouts.images(1)),
         t_row=encoded(layouts.rows(1)),
-        scales=p.logit_scales(spatial_temperature),
+        scales=scales,
+        scale_rests=rests,
         kinds=encoded(layouts.kinds),
         partial_size=p.sum_size,
         KINDS=layouts.present,
@@ -139,6 +140,7 @@ def pass_over_features(
         PARTS=tile.parts,
         SLABS=tile.slabs,
         CHUNK=tile.chunk,
+        CHUNK_BLOCK=power_of_two(tile.chunk),
         ALL_CHANNELS=tuple(tile.covers(kind, p.channels) for kind in range(4)),
         WIDE=layouts.wide,
         SAME_ROWS=layouts.same_rows,
@@ -153,7 +155,8 @@ def merge_chunks(p: Pyramid, spatial_temperature: float, partials: Tensor, maps:
     parts = [a + b for a, b in zip(p.blocks.parts, cut(p.channels, CHANNEL_BLOCK), strict=True)]
     grid = Grid.of(parts, p.images)
     sums = scratch(maps, 8 * p.images * sum(p.channels))
-    distances = scratch(maps, 2 * p.blocks.total)
+    distances = scratch(maps, 2 * p.blocks.total, torch.float64)
+    scales, rests = p.pixel_scales(spatial_temperature)
     merge[(grid.total,)](
         partials=partials,
         maps=maps,
@@ -169,7 +172,8 @@ def merge_chunks(p: Pyramid, spatial_temperature: float, partials: Tensor, maps:
         channels_before=encoded(p.channels_before),
         pixels=encoded(p.pixels),
         pixels_before=encoded(p.pixels_before),
-        scales=p.logit_scales(spatial_temperature),
+        scales=scales,
+        scale_rests=rests,
         partial_size=p.sum_size,
         GC=p.gc,
         BLOCK_C=CHANNEL_BLOCK,
@@ -195,7 +199,7 @@ def finish_images(
     """The images' terms; `maps` and `stats` become what the backward pass reads."""
     grid = Grid.of([blocks + 1 for blocks in p.blocks.parts], p.images)
     terms = scratch(maps, 4 * p.images * len(p.channels))
-    spatial, channel = temperatures
+    pixel_scales, channel_scales = p.pixel_scales(temperatures[0]), p.channel_scales(temperatures[1])
     finish[(grid.total,)](
         sums=sums,
         distances=distances,
@@ -217,8 +221,10 @@ def finish_images(
         pixels_before=encoded(p.pixels_before),
         mask_size=encoded(p.mask_size),
         mask_before=encoded(p.mask_before),
-        pixel_scales=p.logit_scales(spatial),
-        channel_scales=tuple(math.log2(math.e) / (size * channel) for size in p.pixels),
+        pixel_scales=pixel_scales[0],
+        pixel_scale_rests=pixel_scales[1],
+        channel_scales=channel_scales[0],
+        channel_scale_rests=channel_scales[1],
         partial_size=p.sum_size,
         images=p.images,
         GC=p.gc,

@@ -1,9 +1,10 @@
 """What the host knows of a pyramid: shapes, strides, how the work is cut. Nothing here looks at a tensor's values."""
 
+import ctypes
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,14 @@ def encoded(values: Sequence[int]) -> tuple[int, ...]:
     Triton compiles anew for integers that are 1 or multiples of 16, and in tuples it cannot be told not to.
     """
     return tuple(2 * value + 3 for value in values)
+
+
+def in_two(values: Iterable[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Numbers of float64 for a kernel, to which Triton passes float32: the nearest such, and what they lack;
+    levels.pick_double is the inverse."""
+    values = tuple(values)
+    nearest = tuple(ctypes.c_float(value).value for value in values)
+    return nearest, tuple(value - near for value, near in zip(values, nearest, strict=True))
 
 
 def power_of_two(size: int) -> int:
@@ -106,11 +115,15 @@ class Pyramid:
     @property
     def sum_size(self) -> int:
         """Entries of a chunk's partial sums in the forward pass."""
-        return 8 * max(self.channels) + 8
+        return 8 * max(self.channels) + 10
 
-    def logit_scales(self, spatial_temperature: float) -> tuple[float, ...]:
+    def pixel_scales(self, temperature: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """log2(e)/(C·T) of each level: exp2 of a spatial attention's logits, Σc |F|, wants it."""
-        return tuple(math.log2(math.e) / (c * spatial_temperature) for c in self.channels)
+        return in_two(math.log2(math.e) / (c * temperature) for c in self.channels)
+
+    def channel_scales(self, temperature: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """log2(e)/(P·T) of each level: exp2 of a channel attention's logits, Σp |F|, wants it."""
+        return in_two(math.log2(math.e) / (p * temperature) for p in self.pixels)
 
     @classmethod
     def of(cls, students: Sequence[Tensor], teachers: Sequence[Tensor], gc: bool) -> "Pyramid":

@@ -1,0 +1,5 @@
+"""interpreted_cases.py: a file of its own, so that two workers share what the interpreter is slow at."""
+
+
+def test_in_the_interpreter(interpret):
+    interpret("interpreted_cases.py")
