@@ -136,12 +136,25 @@ class FeatureTaps(FrozenTeacher):
 
         Raises:
             RuntimeError: the student did not run inside of the block.
-            ValueError: student and teacher give different numbers or sizes of maps; or ``boxes``, ``sizes`` or ``fit``
-                are wrong.
+            TypeError: ``batch`` or a box is no tensor.
+            ValueError: student and teacher give different numbers or sizes of maps, or the student's carry no gradient;
+                or ``boxes``, ``sizes`` or ``fit`` are wrong.
         """
+        if not isinstance(batch, Tensor) or batch.ndim != 4:
+            got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            raise FGDTypeError(f"batch: expected the tensor (N, 3, H, W) that the student got, got {got}")
+        if not isinstance(boxes, Sequence) or len(boxes) != len(batch):
+            got = len(boxes) if isinstance(boxes, Sequence) else type(boxes).__name__
+            raise FGDValueError(f"boxes: expected one tensor for each of {len(batch)} images, got {got}")
         if self._tap is None:
             raise FGDRuntimeError("inputs: expected the student to have run in `with taps:`, but it was not entered")
-        student, teacher = self._tap.features(), self._teacher_maps(batch)
+        student = self._tap.features()
+        if torch.is_grad_enabled() and not any(level.requires_grad for level in student):
+            raise FGDValueError(
+                f"layers: the student's outputs of {self.layers} carry no gradient, so nothing would be distilled; are "
+                "they frozen, or did it run under torch.no_grad()? To measure the loss alone, call inputs under it, too"
+            )
+        teacher = self._teacher_maps(batch)
         self._tap = None
         shapes = [[tuple(feature.shape[2:]) for feature in maps] for maps in (student, teacher)]
         if shapes[0] != shapes[1]:
@@ -149,7 +162,9 @@ class FeatureTaps(FrozenTeacher):
         height, width = (int(side) for side in batch.shape[-2:])
         frames = [(height, width)] * len(batch)
         placed = (
-            [_as_floats(box) for box in boxes] if sizes is None else boxes_in_batch(boxes, sizes, (height, width), fit)
+            [_as_floats(box, index) for index, box in enumerate(boxes)]
+            if sizes is None
+            else boxes_in_batch(boxes, sizes, (height, width), fit)
         )
         found = LossInputs(student, teacher, placed, frames)
         if not self._looked_at:
@@ -170,8 +185,10 @@ class FeatureTaps(FrozenTeacher):
         return tap.features()
 
 
-def _as_floats(box: Tensor) -> Tensor:
+def _as_floats(box: Any, index: int) -> Tensor:
     """Integers, as annotations have them, would cut off what a factor leaves behind the point."""
+    if not isinstance(box, Tensor):
+        raise FGDTypeError(f"boxes[{index}]: expected a tensor (n, 4), got {type(box).__name__}")
     return box if box.is_floating_point() else box.float()
 
 
@@ -188,13 +205,15 @@ def boxes_in_batch(
     """
     if fit not in FITS:
         raise FGDValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
-    if len(sizes) != len(boxes):
-        raise FGDValueError(f"sizes: expected one (height, width) for each of {len(boxes)} images, got {len(sizes)}")
+    if not hasattr(sizes, "__len__") or len(sizes) != len(boxes):
+        got = len(sizes) if hasattr(sizes, "__len__") else repr(sizes)
+        raise FGDValueError(f"sizes: expected one (height, width) for each of {len(boxes)} images, got {got}")
     placed = []
     for index, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
-        if len(size) != 2 or not min(size) > 0:
-            raise FGDValueError(f"sizes[{index}]: expected (height, width), both > 0, got {tuple(size)}")
-        box, (height, width) = _as_floats(box), size
+        if not hasattr(size, "__len__") or len(size) != 2 or not min(size) > 0:
+            got = tuple(size) if hasattr(size, "__len__") else repr(size)
+            raise FGDValueError(f"sizes[{index}]: expected (height, width), both > 0, got {got}")
+        box, (height, width) = _as_floats(box, index), size
         down, across = frame[0] / height, frame[1] / width
         if fit != "stretch":
             down = across = min(down, across)

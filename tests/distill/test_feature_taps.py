@@ -218,6 +218,31 @@ def test_what_is_wrong_is_told(models):
         taps.inputs(images, BOXES)
     with taps:
         student(images)
+    for given, error, told in (
+        (
+            ({"img": images}, BOXES),
+            TypeError,
+            r"batch: expected the tensor \(N, 3, H, W\) that the student got, got dict",
+        ),
+        ((images[0], BOXES), TypeError, r"batch: expected the tensor .*, got \(3, 32, 32\)"),
+        ((images, BOXES[:1]), ValueError, "boxes: expected one tensor for each of 2 images, got 1"),
+        ((images, [[[4.0, 8, 20, 24]], []]), TypeError, r"boxes\[0\]: expected a tensor \(n, 4\), got list"),
+        ((images, BOXES, 64), ValueError, "sizes: expected one .* for each of 2 images, got 64"),
+        ((images, BOXES, [64, 64]), ValueError, r"sizes\[0\]: expected \(height, width\), both > 0, got 64"),
+    ):
+        with taps:
+            student(images)
+        with pytest.raises(error, match=told):
+            taps.inputs(*given)
+    with taps, torch.no_grad():
+        student(images)
+    with pytest.raises(ValueError, match=r"layers: the student's outputs of \['stem'\] carry no gradient"):
+        taps.inputs(images, BOXES)
+    with taps, torch.no_grad():
+        student(images)
+        assert taps.inputs(images, BOXES).boxes is not None  # to measure
+    with taps:
+        student(images)
     with pytest.raises(ValueError, match="fit: expected one of stretch, pad, centre, got 'crop'"):
         taps.inputs(images, BOXES, [(32, 32)] * 2, "crop")
     with pytest.raises(ValueError, match="sizes: expected one .* for each of 2 images, got 1"):
