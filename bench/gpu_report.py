@@ -6,12 +6,12 @@
 
 Registers, spills and shared memory are the compilers' own words for that architecture: nvcc -Xptxas -v for CUDA C++,
 devtools/offline/triton_build.py for Triton. Instructions and sectors come from executing PTX in devtools/ptx:
-one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the generic and the wide ones: 16x64
-pixels and 512 channels), of Triton the code for sm_90. They count per pair of a student's and a teacher's element;
-sectors are all that the kernel moves, over the floor of its pass, which is two feature maps forward and three backward.
-The steps between the passes stand in the same units: what they add. Occupancy follows from registers, threads and
-shared memory; bytes in flight are those of the tile that a block has on its way while it computes another, for all
-blocks that a multiprocessor holds.
+one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the wide ones: 8x64 pixels of every
+number of channels in WIDE, in one chunk), of Triton the code for sm_90. They count per pair of a student's and a
+teacher's element; sectors are all that the kernel moves, over the floor of its pass, which is two feature maps forward
+and three backward. The steps between the passes stand in the same units: what they add. Occupancy follows from
+registers, threads and shared memory; bytes in flight are those of the tile that a block has on its way while it
+computes another, for all blocks that a multiprocessor holds.
 
 The predicted time is a bound, not a measurement: the larger of sectors over the memory's bandwidth and of warp
 instructions over the issue rate, for the five levels of an 800x1344 batch of 8.
@@ -46,6 +46,7 @@ LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 PASSES = {"forward": 2, "backward": 3}  # feature maps that a pass reads and writes at least
 FORWARD_STEPS = ("forward", "merge", "finish", "gc_added", "terms")
 PAIRS = 8 * 256 * sum(h * w for h, w in ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11)))
+WIDE = (320, 384, 512, 640, 768, 1024, 1280, 2048)  # channels
 THREADS = 256
 EXECUTED_TRITON = "sm_90"
 PREDICTED = "predicted, not measured"
@@ -73,7 +74,8 @@ LIMITS = {
 
 def executed(dtype: torch.dtype, layout: torch.memory_format, **shape: int) -> dict[str, dict]:
     """Of every launch of a step, by the kernel's name: instructions an element pair, sectors over the pass's floor."""
-    loss = Loss(*operator_inputs(dtype, layout, **shape), multiprocessors=4, check_races=False)
+    one = shape.get("channels", 256) > 256
+    loss = Loss(*operator_inputs(dtype, layout, **shape), multiprocessors=1 if one else 4, check_races=False)
     loss.forward()
     loss.backward((1.0, 1.0, 1.0, 1.0))
     found = {}
@@ -104,10 +106,11 @@ def executed_kernels() -> list[tuple[dict, dict]]:
                 small = "nchw" not in name and "nhwc" not in name
                 if not small or (dtype, layout) == ("bf16", "nchw"):  # the steps between are the same for all
                     out.append(({"kernel": name} | run, seen))
-            run["channels"] = 512
-            for name, seen in executed(torch_dtype, memory_format, channels=512, height=16, width=64).items():
-                if "generic" in name or "wide" in name:
-                    out.append(({"kernel": name} | run, seen))
+            for channels in WIDE:
+                shape = {"channels": channels, "height": 8, "width": 64, "hidden": 8}
+                for name, seen in executed(torch_dtype, memory_format, **shape).items():
+                    if "wide" in name:
+                        out.append(({"kernel": name} | run | {"channels": channels}, seen))
     return out
 
 
@@ -183,7 +186,7 @@ def cuda_rows(architectures) -> list[dict]:
             row |= seen
             if step := re.match(r"fgd_(forward|backward)_n", run["kernel"]):
                 row |= predictions(architecture, DTYPES[run["dtype"]].itemsize, PASSES[step[1]], seen)
-                if sass.tool("cuobjdump"):
+                if sass.tool("cuobjdump") and "_wide_" not in run["kernel"]:  # whose loops the model does not know
                     code = sass.disassembled(ptx_of(f"{step[1]}_{run['layout']}", architecture), architecture)
                     row |= sass_model.report(run["kernel"], code[run["kernel"]])
             rows.append(row)

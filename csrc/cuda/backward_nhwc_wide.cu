@@ -99,7 +99,7 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const Chunk chunk = chunk_of_block(p);
   const Level& level = p.levels[chunk.level];
   const Place<T> place(level.channels);
-  const Image<T> image(level, chunk.image, place);
+  Image<T> image(level, chunk, place);
   const bool busy = warp_index() * (32 / kGroup) < place.units * place.slots;
   Step<T> step, next;
   image.load(level, place, chunk.begin, chunk.end, step);

@@ -12,7 +12,7 @@ namespace fgd::cuda::nhwc_wide {
 template <class T>
 struct TileStep {  // in shared memory
   float part[kSoftmaxes][kGroups][kPixels<T, T>];
-  float weight[kWeights][kMostPixels];
+  alignas(16) float weight[kWeights][kMostPixels];
   float rescale[kSoftmaxes];
 };
 
@@ -49,16 +49,18 @@ FGD_DEVICE void add_channel_sums(const Step<T>& step, const Place<T>& place, con
   if (teacher != 1.f || context_s != 1.f || context_t != 1.f)
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) rescale_sums(teacher, context_s, context_t, sum[i]);
+  float weight[kWeights][kPixels<T, T>];
+#pragma unroll
+  for (int k = 0; k < kWeights; ++k) read_slot<T>(shared.weight[k], place.slot, weight[k]);
 #pragma unroll
   for (int j = 0; j < kPixels<T, T>; ++j) {
-    const int pixel = place.slot * kPixels<T, T> + j;
     float s[kChannels], t[kChannels];
     unpack_channels<T, kPacket<T>>(step.student[j], s);
     unpack_channels<T, kPacket<T>>(step.teacher[j], t);
 #pragma unroll
     for (int i = 0; i < kChannels; ++i)
-      accumulate(false, s[i], t[i], shared.weight[kWeightFg][pixel], shared.weight[kWeightBg][pixel],
-                 shared.weight[kWeightContextS][pixel], shared.weight[kWeightContextT][pixel], sum[i]);
+      accumulate(false, s[i], t[i], weight[kWeightFg][j], weight[kWeightBg][j], weight[kWeightContextS][j],
+                 weight[kWeightContextT][j], sum[i]);
   }
 }
 
@@ -71,7 +73,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   const Chunk chunk = chunk_of_block(p);
   const Level& level = p.levels[chunk.level];
   const Place<T> place(level.channels);
-  const Image<T> image(level, chunk.image, place);
+  Image<T> image(level, chunk, place);
   // A warp without work still meets the others at barriers.
   const bool busy = warp_index() * (32 / kGroup) < place.units * place.slots;
   Step<T> step, next;

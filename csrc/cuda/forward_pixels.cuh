@@ -111,14 +111,22 @@ FGD_DEVICE A inverse_ct(const PyramidParams& p, const Level& level) {
 
 // One pair into a channel's sums, those of |s| and |t| excepted; the first one begins them.
 template <class A>
-FGD_DEVICE void accumulate(bool first, A s, A t, A fg, A bg, A context_s, A context_t, A (&sum)[kSums]) {
+FGD_DEVICE void accumulate_difference(bool first, A s, A t, A fg, A bg, A (&sum)[kSums]) {
   const A d = s - t, square = d * d;
   sum[kSumFg] = first ? square * fg : sum[kSumFg] + square * fg;
   sum[kSumBg] = first ? square * bg : sum[kSumBg] + square * bg;
   sum[kSumD] = first ? d : sum[kSumD] + d;
   sum[kSumD2] = first ? square : sum[kSumD2] + square;
+}
+template <class A>
+FGD_DEVICE void accumulate_contexts(bool first, A s, A t, A context_s, A context_t, A (&sum)[kSums]) {
   sum[kSumContextS] = first ? context_s * s : sum[kSumContextS] + context_s * s;
   sum[kSumContextT] = first ? context_t * t : sum[kSumContextT] + context_t * t;
+}
+template <class A>
+FGD_DEVICE void accumulate(bool first, A s, A t, A fg, A bg, A context_s, A context_t, A (&sum)[kSums]) {
+  accumulate_difference(first, s, t, fg, bg, sum);
+  accumulate_contexts(first, s, t, context_s, context_t, sum);
 }
 
 // Sums of some pixels onto those so far.

@@ -27,8 +27,9 @@ enum TileVariant : int {
   kGeneric = 18,
   kNchw512 = 20,
   kNchw1024 = 23,
-  kNhwcWide = 26,
-  kTileVariants = 29
+  kNchw2048 = 26,
+  kNhwcWide = 29,
+  kTileVariants = 32
 };
 
 // X(step, params, name of the step, variant, name of the variant)
@@ -59,9 +60,12 @@ enum TileVariant : int {
   X(step, PyramidParams, name, 23, nchw_wide_1024_f32)  \
   X(step, PyramidParams, name, 24, nchw_wide_1024_f16)  \
   X(step, PyramidParams, name, 25, nchw_wide_1024_bf16) \
-  X(step, PyramidParams, name, 26, nhwc_wide_f32)       \
-  X(step, PyramidParams, name, 27, nhwc_wide_f16)       \
-  X(step, PyramidParams, name, 28, nhwc_wide_bf16)
+  X(step, PyramidParams, name, 26, nchw_wide_2048_f32)  \
+  X(step, PyramidParams, name, 27, nchw_wide_2048_f16)  \
+  X(step, PyramidParams, name, 28, nchw_wide_2048_bf16) \
+  X(step, PyramidParams, name, 29, nhwc_wide_f32)       \
+  X(step, PyramidParams, name, 30, nhwc_wide_f16)       \
+  X(step, PyramidParams, name, 31, nhwc_wide_bf16)
 #define FGD_SMALL_KERNELS(X, step, params, name) X(step, params, name, 0, f32) X(step, params, name, 1, f64)
 
 #define FGD_ALL_KERNELS(X)                                                \

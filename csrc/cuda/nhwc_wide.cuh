@@ -20,6 +20,7 @@ using nhwc::unpack_channels;
 constexpr int kGroup = 8;  // lanes
 constexpr int kGroups = kThreads / kGroup, kUnit = kGroup * kChannels;
 constexpr int kMostChannels = kGroups * kUnit;
+static_assert(kMostChannels >= kMaxChannels, "a tile has all channels");
 constexpr int kMostPixels = 32;  // of a tile: a warp's lanes
 
 template <class T>
@@ -42,44 +43,47 @@ struct Place {
   FGD_DEVICE int channel(int i) const { return first_channel(i / kPacket<T>) + i % kPacket<T>; }
 };
 
-// One map of an image: this thread's packets of pixel 0 of its slot, and the stride to the next pixel; kZeros, and 0,
-// where the channels are not there.
+// One map of an image: this thread's packets of the first pixel of its slot, in the tile that is loaded next, and the
+// stride to the next pixel in bytes; kZeros, and 0, where the channels are not there.
 template <class T>
 struct Map {
-  const T* data[kVectors<T, T>];
+  const char* data[kVectors<T, T>];
   int64_t pixel[kVectors<T, T>];
-  FGD_DEVICE Map(const Features& f, int image, int channels, const Place<T>& place) {
+  FGD_DEVICE Map(const Features& f, const Chunk& chunk, int channels, const Place<T>& place) {
 #pragma unroll
     for (int v = 0; v < kVectors<T, T>; ++v) {
-      const int c = place.first_channel(v);
+      const int c = place.first_channel(v), first = chunk.begin + place.slot * kPixels<T, T>;
       const bool there = c < channels;
-      pixel[v] = there ? f.pixel : 0;
-      data[v] = there ? image_data<const T>(f, image) + c + place.slot * kPixels<T, T> * f.pixel : zeros_of<T>();
+      pixel[v] = there ? f.pixel * static_cast<int64_t>(sizeof(T)) : 0;
+      data[v] = reinterpret_cast<const char*>(there ? image_data<const T>(f, chunk.image) + c + first * f.pixel
+                                                    : zeros_of<T>());
     }
   }
+  FGD_DEVICE const T* at(int v, int j) const { return reinterpret_cast<const T*>(data[v] + j * pixel[v]); }
 };
 
 template <class T>
 struct Image {
   Map<T> student, teacher;
   bool vectors;
-  FGD_DEVICE Image(const Level& level, int image, const Place<T>& place)
-      : student(level.student, image, level.channels, place),
-        teacher(level.teacher, image, level.channels, place),
+  FGD_DEVICE Image(const Level& level, const Chunk& chunk, const Place<T>& place)
+      : student(level.student, chunk, level.channels, place),
+        teacher(level.teacher, chunk, level.channels, place),
         vectors(level.student.alignment & level.teacher.alignment & 16) {}
 
-  // This slot's pixels of the tile from `first` on; zeros at and behind `end`.
-  FGD_DEVICE void load(const Level& level, const Place<T>& place, int first, int end, Step<T>& step) const {
+  // This slot's pixels of the chunk's next tile, which begins at `first`; zeros at and behind `end`.
+  FGD_DEVICE void load(const Level& level, const Place<T>& place, int first, int end, Step<T>& step) {
     if (vectors && first + place.pixels() <= end) {
 #pragma unroll
       for (int v = 0; v < kVectors<T, T>; ++v) {
-        const T *s = student.data[v] + first * student.pixel[v], *t = teacher.data[v] + first * teacher.pixel[v];
+        const char *s = student.data[v], *t = teacher.data[v];
 #pragma unroll
         for (int j = 0; j < kPixels<T, T>; ++j, s += student.pixel[v], t += teacher.pixel[v]) {
-          step.student[j][v] = load_packet<kPacket<T>>(s);
-          step.teacher[j][v] = load_packet<kPacket<T>>(t);
+          step.student[j][v] = load_packet<kPacket<T>>(reinterpret_cast<const T*>(s));
+          step.teacher[j][v] = load_packet<kPacket<T>>(reinterpret_cast<const T*>(t));
         }
       }
+      next_tile(place);
       return;
     }
     const int pixels = end - first - place.slot * kPixels<T, T>;  // that are there
@@ -88,17 +92,26 @@ struct Image {
 #pragma unroll
       for (int v = 0; v < kVectors<T, T>; ++v) {
         const bool there = j < pixels;
+        const T *s = student.at(v, j), *t = teacher.at(v, j);
         if (vectors) {
-          const T *s = student.data[v] + (first + j) * student.pixel[v],
-                  *t = teacher.data[v] + (first + j) * teacher.pixel[v];
           step.student[j][v] = load_packet<kPacket<T>>(there ? s : zeros_of<T>());
           step.teacher[j][v] = load_packet<kPacket<T>>(there ? t : zeros_of<T>());
           continue;
         }
         const int count = there ? level.channels - place.first_channel(v) : 0;
-        step.student[j][v] = gather_packet<kPacket<T>>(student.data[v] + (first + j) * student.pixel[v], count);
-        step.teacher[j][v] = gather_packet<kPacket<T>>(teacher.data[v] + (first + j) * teacher.pixel[v], count);
+        step.student[j][v] = gather_packet<kPacket<T>>(s, count);
+        step.teacher[j][v] = gather_packet<kPacket<T>>(t, count);
       }
+    next_tile(place);
+  }
+
+ private:
+  FGD_DEVICE void next_tile(const Place<T>& place) {
+#pragma unroll
+    for (int v = 0; v < kVectors<T, T>; ++v) {
+      student.data[v] += place.pixels() * student.pixel[v];
+      teacher.data[v] += place.pixels() * teacher.pixel[v];
+    }
   }
 };
 
@@ -145,6 +158,18 @@ FGD_DEVICE float sum_of_groups(const Place<T>& place, const float (&part)[kGroup
       for (int k = 0; k < 4; ++k)
         if (unit + k < place.units) sum[k] += part[slot * place.units + unit + k][j];
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// A number of each of a slot's pixels. from: [kMostPixels], aligned to 16 bytes.
+template <class T>
+FGD_DEVICE void read_slot(const float* from, int slot, float (&out)[kPixels<T, T>]) {
+  if constexpr (kPixels<T, T> == 4) {
+    const float4 x = reinterpret_cast<const float4*>(from)[slot];
+    out[0] = x.x, out[1] = x.y, out[2] = x.z, out[3] = x.w;
+  } else {
+    const float2 x = reinterpret_cast<const float2*>(from)[slot];
+    out[0] = x.x, out[1] = x.y;
+  }
 }
 
 // Sums of the channels of all slots, slot after slot, to out[k][c]. staged: [kMostChannels], shared.

@@ -55,9 +55,8 @@ static int variant_of(const Pyramid& p, const LevelInput& level) {
   const bool nchw = level.layout == kPixelsDense;
   if (level.channels <= kFastChannels) return (nchw ? kNchw : kNhwc) + 3 * p.student_type + p.teacher_type;
   if (p.student_type != p.teacher_type) return kGeneric;
-  if (!nchw) return level.channels <= 2048 ? kNhwcWide + p.student_type : kGeneric;
-  if (level.channels > 1024) return kGeneric;
-  return (level.channels <= 512 ? kNchw512 : kNchw1024) + p.student_type;
+  if (!nchw) return kNhwcWide + p.student_type;
+  return (level.channels <= 512 ? kNchw512 : level.channels <= 1024 ? kNchw1024 : kNchw2048) + p.student_type;
 }
 
 static bool is_generic(int variant) { return variant == kGeneric || variant == kGeneric + 1; }

@@ -29,10 +29,15 @@ def operator_inputs(
     width: int = 128,
     channels: int = 256,
     teacher: torch.dtype | None = None,
+    hidden: int | None = None,
 ) -> tuple:
-    """One image with two boxes and GcBlocks: arguments of device.Loss. teacher: its type, where it is another."""
+    """One image with two boxes and GcBlocks: arguments of device.Loss.
+
+    teacher: its type, where it is another. hidden: channels of the GcBlocks between their two matrices, half of all if
+    not said.
+    """
     torch.manual_seed(0)
-    shape, hidden = (1, channels, height, width), channels // 2
+    shape, hidden = (1, channels, height, width), hidden or channels // 2
     dtypes = dtype, teacher or dtype
     features = [torch.randn(shape).to(dtype).contiguous(memory_format=layout) for dtype in dtypes]
     boxes = packing.pack_boxes([torch.tensor([[5.0, 5.0, 60.0, 70.0], [30.0, 9.0, 80.0, 90.0]])], [(100, 100)], "cpu")

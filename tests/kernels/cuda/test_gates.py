@@ -45,27 +45,29 @@ def test_instructions_and_sectors(dtype, layout):
 
 
 @pytest.mark.parametrize(
-    "dtype, layout, channels",
+    "dtype, layout, channels, width",
     [
-        (torch.bfloat16, torch.contiguous_format, 320),
-        (torch.bfloat16, torch.contiguous_format, 640),
-        (torch.float32, torch.contiguous_format, 320),
-        (torch.bfloat16, torch.channels_last, 320),
+        (torch.bfloat16, torch.contiguous_format, 320, 64),
+        (torch.bfloat16, torch.contiguous_format, 640, 64),
+        (torch.bfloat16, torch.contiguous_format, 1280, 32),
+        (torch.float32, torch.contiguous_format, 320, 32),
+        (torch.bfloat16, torch.channels_last, 320, 64),
+        (torch.bfloat16, torch.channels_last, 1280, 32),
     ],
     ids=str,
 )
-def test_instructions_and_sectors_of_wide_features(dtype, layout, channels):
-    """More than 256 channels keep to the budget of 256; these leave most threads' channels without work.
+def test_instructions_and_sectors_of_wide_features(dtype, layout, channels, width):
+    """More than 256 channels keep to the budget of 256.
 
-    In channels_last two of 32 groups of lanes have nothing to do at 320 channels: 36 instructions forward, not 34.
+    These are each kernel's worst of 320, 384, 512, 640, 768, 1024, 1280 and 2048 channels, which leave most threads
+    without work; the others are counted by bench/gpu_report.py.
     """
-    inputs = operator_inputs(dtype, layout, 8, 64, channels=channels)
+    inputs = operator_inputs(dtype, layout, 8, width, channels=channels, hidden=8)
     loss = Loss(*inputs, multiprocessors=1, check_races=False)
     loss.forward()
     loss.backward((1.0, 1.0, 1.0, 1.0))
     pairs, size = loss.student[0].numel(), dtype.itemsize
-    budgets = (36, 51) if layout == torch.channels_last else BUDGET[dtype]
-    for direction, units, budget in zip(("forward", "backward"), (2, 3), budgets, strict=True):
+    for direction, units, budget in zip(("forward", "backward"), (2, 3), BUDGET[dtype], strict=True):
         counts = next(c for name, c in loss.device.counts.items() if "_wide" in name and direction in name)
         assert instructions(counts) / pairs <= budget
         assert sectors_over_floor(counts, pairs * size * units) <= SECTORS

@@ -65,6 +65,25 @@ def test_launches_of_five_levels():
     assert len(plan_of(gc_block=False)[0] + plan_of(gc_block=False, backward=True)[0]) == 5
 
 
+@pytest.mark.parametrize(
+    "channels, kernel",
+    [
+        (256, "nchw"),
+        (257, "nchw_wide_512"),
+        (512, "nchw_wide_512"),
+        (513, "nchw_wide_1024"),
+        (1024, "nchw_wide_1024"),
+        (1025, "nchw_wide_2048"),
+        (2048, "nchw_wide_2048"),
+    ],
+)
+def test_kernel_by_channels(channels, kernel):
+    """The narrowest that has room for all of them."""
+    for backward in (False, True):
+        name = f"fgd_{'backward' if backward else 'forward'}_{kernel}_bf16".encode()
+        assert name in [launch.name for launch in plan_of(channels=channels, backward=backward)[0]]
+
+
 # Parts of a feature map of two-byte elements. A block's sums take 8 KiB whatever the batch, and a device wants about
 # as many blocks as it has multiprocessors: a megabyte in all, which is much beside one to four images' features.
 FORWARD_PEAK = {1: 0.122, 2: 0.082, 4: 0.06, 8: 0.05, 16: 0.05, 32: 0.05}

@@ -15,6 +15,7 @@ from cases import (
 
 import fgd_kernels as fgd
 from devtools.offline.cuda_device import Loss
+from devtools.offline.measures import operator_inputs
 from fgd_kernels import boxes as packing
 from fgd_kernels import reference
 
@@ -128,14 +129,32 @@ def test_blocks_do_not_depend_on_each_other(dtype, layout):
     run(inputs, multiprocessors=64, check_blocks=True)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
-def test_most_channels(layout):
-    inputs = student, teacher, boxes, _ = pyramid(torch.float32, ((2048, 3, 11),), layout=layout, gc_block=False)
+@pytest.mark.parametrize(
+    "dtype, shape, layout",
+    [
+        (torch.float32, (2048, 3, 11), torch.contiguous_format),
+        (torch.float32, (1025, 5, 4), torch.contiguous_format),  # whole packets, and a tile that has half of them
+        (torch.bfloat16, (1100, 3, 11), torch.contiguous_format),
+        (torch.bfloat16, (1290, 5, 8), torch.contiguous_format),
+        (torch.float16, (1030, 2, 21), torch.contiguous_format),
+        (torch.float32, (2048, 3, 11), torch.channels_last),
+    ],
+    ids=str,
+)
+def test_most_channels(dtype, shape, layout):
+    inputs = operator_inputs(dtype, layout, *shape[1:], channels=shape[0], hidden=3)
+    for key in (inputs[3][0], inputs[3][2]):  # logits of about 1: large ones have no room for the digits asked for here
+        key /= shape[0] ** 0.5
+    wide = [[t.double().requires_grad_(k != 1) for t in inputs[k]] for k in (0, 1, 3)]
     ours, _ = run(inputs)
-    leaf = student[0].double().requires_grad_()
-    truth = reference.pyramid_terms([leaf], [teacher[0].double()], *boxes, (), [1.0] * 4, 0.5, 0.5)
+    truth = reference.pyramid_terms(wide[0], wide[1], *inputs[2], wide[2], [1.0] * 4, 0.5, 0.5)
     truth.backward(torch.tensor([[1.0, 0.7, 1.3, 0.9]], dtype=torch.float64))
-    assert_near([ours[0], ours[4][0]], [truth.detach(), leaf.grad], 1e-5)
+    expected = [t.grad for t in wide[2]]
+    for bias in (1, 3):  # of the context logits, which it shifts alike
+        expected[bias] = torch.zeros(1)
+    assert_near([ours[0]], [truth.detach()], 1e-5)
+    assert_near(ours[4], [wide[0][0].grad], {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}[dtype])
+    assert_near(ours[5], expected, 1e-5)
 
 
 @pytest.mark.parametrize("shift", [2, 4, 8])
