@@ -97,7 +97,7 @@ MATRIX = (
     Versions("2.13.0"),
     Versions("2.14.1"),
     Versions("2.10.0", python="python3.10", others=("numpy==2.0.0",)),
-    Versions("2.14.1", python="python3.13"),
+    Versions("2.15.0", python="python3.13"),
     Versions("2.14.1", python="python3.14"),
     FLOORS,
     Versions(
