@@ -21,15 +21,15 @@ def store_attentions(maps, at, begin, end, pixels, scale, BLOCK: tl.constexpr):
     In float64, so that the same numbers in other places have the same normaliser: up to the order of a sum, which
     `sign_of` excuses. The running maxima of a tile's groups would leave roundings that hang on the place.
     """
-    p = begin + tl.arange(0, BLOCK)
-    for i in tl.static_range(2):
-        z = tl.load(maps + i * pixels + p, mask=p < end, other=LOWEST)
-        best = tl.max(z, axis=0)
-        total = tl.sum(tl.where(p < end, exponential(z, best, scale), 0.0), axis=0)
-        nearest = total.to(tl.float32)
-        tl.store(at + i, best)
-        tl.store(at + SOFTMAXES + i, nearest)
-        tl.store(at + 2 * SOFTMAXES + i, (total - nearest).to(tl.float32))
+    net, p = tl.arange(0, 2), begin + tl.arange(0, BLOCK)
+    exists = tl.broadcast_to((p < end)[None, :], (2, BLOCK))
+    z = tl.load(maps + net[:, None] * pixels + p[None, :], mask=exists, other=LOWEST)
+    best = tl.max(z, axis=1)
+    total = tl.sum(tl.where(exists, exponential(z, best[:, None], scale), 0.0), axis=1)
+    nearest = total.to(tl.float32)
+    tl.store(at + net, best)
+    tl.store(at + SOFTMAXES + net, nearest)
+    tl.store(at + 2 * SOFTMAXES + net, (total - nearest).to(tl.float32))
 
 
 @triton.jit
