@@ -141,7 +141,7 @@ class FeatureTaps(FrozenTeacher):
                 or ``boxes``, ``sizes`` or ``fit`` are wrong.
         """
         if not isinstance(batch, Tensor) or batch.ndim != 4:
-            got = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            got: Any = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
             raise FGDTypeError(f"batch: expected the tensor (N, 3, H, W) that the student got, got {got}")
         if not isinstance(boxes, Sequence) or len(boxes) != len(batch):
             got = len(boxes) if isinstance(boxes, Sequence) else type(boxes).__name__
@@ -206,7 +206,7 @@ def boxes_in_batch(
     if fit not in FITS:
         raise FGDValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     if not hasattr(sizes, "__len__") or len(sizes) != len(boxes):
-        got = len(sizes) if hasattr(sizes, "__len__") else repr(sizes)
+        got: Any = len(sizes) if hasattr(sizes, "__len__") else repr(sizes)
         raise FGDValueError(f"sizes: expected one (height, width) for each of {len(boxes)} images, got {got}")
     placed = []
     for index, (box, size) in enumerate(zip(boxes, sizes, strict=True)):

@@ -110,8 +110,8 @@ class FGDDetector:
         self._metrics: dict[str, Any] = {}
         self.distillation = dict(distillation or {})
         # Past nn.Module's setattr: the distiller has this detector as a part, and must not be a part of it.
-        student: Any = self
-        self.__dict__["distiller"] = distil(student, teacher, adapter=PreparedBatches(), **self.distillation)
+        itself: Any = self
+        self.__dict__["distiller"] = distil(itself, teacher, adapter=PreparedBatches(), **self.distillation)
         self.criterion = self.distiller.criterion
 
     def __reduce__(self) -> Any:

@@ -146,8 +146,8 @@ def _recall(distiller: DetectionDistiller, batches: Sequence[Batch]) -> float | 
     for images, targets in batches:
         if targets is None:
             return None
-        images = [image.float() for image in images]
-        for detected, target in zip(distiller.adapter.predict(teacher, images), targets, strict=True):
+        in_float32 = [image.float() for image in images]
+        for detected, target in zip(distiller.adapter.predict(teacher, in_float32), targets, strict=True):
             boxes = target["boxes"]
             strongest = detected["boxes"][detected["scores"].argsort(descending=True)[: len(boxes)]]
             if len(boxes) and len(strongest):

@@ -95,7 +95,7 @@ class StopOnSignal(pl.Callback):
 def _begin_validation_anew(trainer: pl.Trainer) -> None:
     """Says in the progress that a checkpoint keeps that this validation has stopped in its first batch. Lightning takes
     this place, between two batches, for its end, and would leave out what remains."""
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     for counts, before in (
         (progress.current, 0),
         (progress.total, progress.total.ready - progress.current.ready),

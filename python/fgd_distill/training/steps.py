@@ -20,7 +20,8 @@ def validation_is_due(trainer: pl.Trainer, batch_idx: int) -> bool:
         return False
     seconds = getattr(trainer, "_val_check_time_interval", None)  # of an interval like "00:10:00"
     if seconds is not None:
-        return time.monotonic() - trainer._last_val_time >= seconds
+        begun: float = getattr(trainer, "_last_val_time")  # noqa: B009
+        return time.monotonic() - begun >= seconds
     every = trainer.val_check_batch or math.inf
     if every == math.inf:
         return bool(trainer.is_last_batch)
