@@ -53,9 +53,9 @@ Features are multiplied and added in float32, and what would lose digits there i
 
 Of 20,000 cases 15 have a result above 1 (one in 1,300), of the control's 2,858 cases seven (one in 400).
 
-- **Maps that have hardly another order.** One to three numbers can be summed in few ways, and there the reference may be
-  exact by luck. 1/1929 (20 for the global term, whose squares of roundings it hits), 1/1005, 1/8277, 1/10002, 1/11443,
-  1/14444 and 1/16984 (1.1 to 2.2).
+- **Maps that have hardly another order.** One to three numbers can be summed in few ways, and there the reference may
+  be exact by luck. 1/1929 (20 for the global term, whose squares of roundings it hits), 1/1005, 1/8277, 1/10002,
+  1/11443, 1/14444 and 1/16984 (1.1 to 2.2).
 - **Differences that are nearly constant** (a constant map; tiny features behind an align convolution with a bias):
   Σ d adds nearly the same number again and again, with the same rounding. The CPU kernels add few of them at a time: 16
   pixels in channels_last, 8 vectors of pixels in NCHW. Left are 1/3308 (4.7 for a global term of one pixel), 1/16965
@@ -65,8 +65,8 @@ Of 20,000 cases 15 have a result above 1 (one in 1,300), of the control's 2,858 
   of 1/12953 and 1/13001, 1e-33 and 6e-40, are off by 0.3 and 0.7%.
 - **Chance**, as in the control: 1/3985 (1.6 in ∂ `align.bias`, baseline alone), 1/9994 (1.1 in four gradients of one
   GcBlock, which have a common factor), 1/14703 (1.1 in the attention term) and 1/19956 (1.1 in the background term).
-- **A factor of float32.** CUDA scales logits by 1/(C·T) in float32 before they lose their maximum, as the CPU kernels once
-  did: of 47 cases one is above 1, the background term of 1/6144 (1.06, features of magnitude 100).
+- **A factor of float32.** CUDA scales logits by 1/(C·T) in float32 before they lose their maximum, as the CPU kernels
+  once did: of 47 cases one is above 1, the background term of 1/6144 (1.06, features of magnitude 100).
 
 Attentions that tie look worse than they are. Where a student's map has the teacher's numbers in other places (tied
 features of one channel), attentions are equal and their sign is 0, but float64 has two that differ by the order of a
