@@ -64,14 +64,15 @@ struct Exponential<double> {
   FGD_DEVICE double exact() const { return value; }
 };
 
-// exp(from - to) for maxima that may both be -inf, which then are equal.
+// exp((from - to)·scale) for maxima that may be -inf, and that are equal if both are.
 template <class A>
-FGD_DEVICE Exponential<A> shrinkage(A from, A to) {
-  return Exponential<A>(from == to ? A{0} : from - to);
+FGD_DEVICE Exponential<A> shrinkage(A from, A to, A scale) {
+  const A gap = from == to ? A{0} : from - to;
+  return Exponential<A>(isinf(gap) ? gap : gap * scale);
 }
 template <class A>
-FGD_DEVICE double rescale(A from, A to) {
-  return shrinkage(from, to).exact();
+FGD_DEVICE double rescale(A from, A to, A scale) {
+  return shrinkage(from, to, scale).exact();
 }
 
 template <class A>
@@ -362,6 +363,14 @@ FGD_DEVICE Chunk chunk_of_block(const PyramidParams& p) {
 template <class T>
 FGD_DEVICE T* image_data(const Features& f, int image) {
   return static_cast<T*>(f.data) + image * f.image;
+}
+
+// What a softmax's logits are multiplied by, after they have lost their maximum: a logit of 500 that was multiplied and
+// rounded before would have no room for the digits that its exponential shows.
+template <class A>
+FGD_DEVICE A logit_scale(const PyramidParams& p, const Level& level, int softmax) {
+  const bool attention = softmax == kTeacher || softmax == kStudent;
+  return attention ? static_cast<A>(1 / (level.channels * p.spatial_temperature)) : A{1};
 }
 
 template <class A>

@@ -61,7 +61,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   const Plane<A> student(level.student, chunk.image, p.student_type),
       teacher(level.teacher, chunk.image, p.teacher_type);
   fill_mask(p, level, chunk.image, chunk.begin, chunk.end, mask);
-  const A activation = inverse_ct<A>(p, level);
+  const A scale = logit_scale<A>(p, level, threadIdx.x / kTilePixels);
   A* maps = image_maps<A>(level, chunk.image);
   A* out = chunk_sums<A>(level, chunk.image, chunk.index);
   SoftmaxState<A> state;
@@ -76,7 +76,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
     };
     sum_pixels<kSoftmaxes>(student.channels_dense(), level.channels, pixels, step.part, logits);
     __syncthreads();
-    finish_pixels(step, mask.weight + (first - chunk.begin), activation, first, chunk.end, maps, int64_t{level.pixels},
+    finish_pixels(step, mask.weight + (first - chunk.begin), scale, first, chunk.end, maps, int64_t{level.pixels},
                   state);
     __syncthreads();
     add_exponentials<A, kTilePixels>(state);

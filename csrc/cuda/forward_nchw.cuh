@@ -110,7 +110,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   rows.load(level, chunk.begin, chunk.end, tile);
   fill_mask(p, level, chunk.image, chunk.begin, chunk.end, mask);
   const Keys keys(level);
-  const float activation = inverse_ct<float>(p, level);
+  const float scale = logit_scale<float>(p, level, threadIdx.x / kTilePixels<S, T>);
   float* maps = image_maps<float>(level, chunk.image);
   float sum[kRows][kSums] = {};
   SoftmaxState<float> state;
@@ -120,7 +120,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
     if (first + kTilePixels<S, T> < chunk.end) rows.load(level, first + kTilePixels<S, T>, chunk.end, next);
     share_pixel_sums<S, T>(pixel_sums, step);
     __syncthreads();
-    finish_pixels(step, mask.weight + (first - chunk.begin), activation, first, chunk.end, maps, int64_t{level.pixels},
+    finish_pixels(step, mask.weight + (first - chunk.begin), scale, first, chunk.end, maps, int64_t{level.pixels},
                   state);
     __syncthreads();
     add_exponentials<float, kTilePixels<S, T>>(state);

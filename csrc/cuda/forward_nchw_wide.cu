@@ -122,7 +122,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   Tile<Z> tile;
   keys.fill(level);
   fill_mask(p, level, chunk.image, chunk.begin, chunk.end, mask);
-  const float activation = inverse_ct<float>(p, level);
+  const float scale = logit_scale<float>(p, level, threadIdx.x / Z::kPixels);
   float* maps = image_maps<float>(level, chunk.image);
   Sums<Z, kSums> sum[Z::kChannels] = {};
   // In shared memory, where the mask is made no more: registers are short.
@@ -145,7 +145,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
     share_map(tile.student, keys.student, kStudent, kContextS, kSumAbsS);
     share_map(tile.teacher, keys.teacher, kTeacher, kContextT, kSumAbsT);
     __syncthreads();
-    finish_pixels(step, mask.weight + (first - chunk.begin), activation, first, chunk.end, maps, int64_t{level.pixels},
+    finish_pixels(step, mask.weight + (first - chunk.begin), scale, first, chunk.end, maps, int64_t{level.pixels},
                   state);
     __syncthreads();
     add_exponentials<float, Z::kPixels>(state);

@@ -72,10 +72,10 @@ struct WarpWeights {  // in shared memory
 
 // From a lane's logit to the weights of the warp's pixels; returns the factor of its softmax's sums so far.
 template <class S, class T>
-FGD_DEVICE float finish_step(const LaneRole<S, T>& role, float logit, float mask, bool valid,
+FGD_DEVICE float finish_step(const LaneRole<S, T>& role, float logit, float scale, float mask, bool valid,
                              SoftmaxState<float>& state, WarpWeights<S, T>& weights) {
   const float highest = max_over_lanes<4, LaneRole<S, T>::kSums>(valid ? logit : minus_infinity<float>());
-  state.take(logit, highest, valid);
+  state.take(logit, highest, valid, scale);
   state.add();
   const float e = state.e.rounded();
   if (role.copy == 0 && role.softmax == kTeacher) {
@@ -116,9 +116,9 @@ struct BlockSums {  // in shared memory
 
 // Warp after warp adds its sums, brought to the block's maxima.
 template <class S, class T>
-FGD_DEVICE void write_block(const LaneRole<S, T>& role, const SoftmaxState<float>& state,
-                            float (&sum)[kChannels][kSums], int background, int channels, BlockSums& block,
-                            float* out) {
+FGD_DEVICE void write_block(const PyramidParams& p, const Level& level, const LaneRole<S, T>& role,
+                            const SoftmaxState<float>& state, float (&sum)[kChannels][kSums], int background,
+                            BlockSums& block, float* out) {
   const double normaliser = add_over_lanes<4, LaneRole<S, T>::kSums>(state.normaliser);
   const int warp = warp_index();
   if (role.copy == 0 && role.pixel == 0) {
@@ -132,7 +132,9 @@ FGD_DEVICE void write_block(const LaneRole<S, T>& role, const SoftmaxState<float
     maximum[q] = block.maximum[0][q];
     for (int w = 1; w < kWarps; ++w) maximum[q] = larger(maximum[q], block.maximum[w][q]);
   }
-  auto factor = [&](int w, int q) { return static_cast<float>(rescale(block.maximum[w][q], maximum[q])); };
+  auto factor = [&](int w, int q) {
+    return static_cast<float>(rescale(block.maximum[w][q], maximum[q], logit_scale<float>(p, level, q)));
+  };
 #pragma unroll
   for (int i = 0; i < kChannels; ++i)
     rescale_sums(factor(warp, kTeacher), factor(warp, kContextS), factor(warp, kContextT), sum[i]);
@@ -144,14 +146,16 @@ FGD_DEVICE void write_block(const LaneRole<S, T>& role, const SoftmaxState<float
       });
     __syncthreads();
   }
+  const int channels = level.channels;
   for (int i = threadIdx.x; i < kSums * channels; i += kThreads) out[i] = block.sum[i / channels][i % channels];
   float* numbers = out + int64_t{kSums} * channels;
   if (threadIdx.x < kSoftmaxes) {
     const int q = threadIdx.x;
+    const float scale = logit_scale<float>(p, level, q);
     float best = block.maximum[0][q];
     double total = 0;
     for (int w = 1; w < kWarps; ++w) best = larger(best, block.maximum[w][q]);
-    for (int w = 0; w < kWarps; ++w) total += block.normaliser[w][q] * rescale(block.maximum[w][q], best);
+    for (int w = 0; w < kWarps; ++w) total += block.normaliser[w][q] * rescale(block.maximum[w][q], best, scale);
     write_softmax(q, best, total, numbers);
   } else if (threadIdx.x == kSoftmaxes) {
     numbers[kChunkBackground] = static_cast<float>(background);
@@ -172,14 +176,14 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   Keys keys;
   load_keys<S, T>(level, block.sum[0], keys);
   const LaneRole<S, T> role;
-  const float scale = role.softmax == kTeacher || role.softmax == kStudent ? inverse_ct<float>(p, level) : 1.f;
+  const float scale = logit_scale<float>(p, level, role.softmax);
   float* map = image_maps<float>(level, chunk.image) + int64_t{role.softmax} * level.pixels;
   float sum[kChannels][kSums] = {}, written = 0;
   SoftmaxState<float> state;
   const int last = (chunk.end - chunk.begin + kTile - 1) / kTile * kSteps<S, T>;
   for (int i = 0; i < last; ++i) {
     const int first = pixel_of<S, T>(chunk.begin, i), turn = i % kSteps<S, T>;
-    const float logit = scale * pixel_sum<S, T>(step, keys, sum);
+    const float logit = pixel_sum<S, T>(step, keys, sum);
     if (i + 1 < last) image.load(level, pixel_of<S, T>(chunk.begin, i + 1), chunk.end, next);
     // A run's logits are written together, 32 bytes a softmax: each copy of a lane keeps those of one step.
     if (role.copy == turn) written = logit;
@@ -187,15 +191,14 @@ FGD_DEVICE void forward(const PyramidParams& p) {
     if (turn == kSteps<S, T> - 1 && mine < chunk.end) map[mine] = written;
     const float weight = mask.weight[first + role.pixel - chunk.begin];
     const float factor =
-        finish_step<S, T>(role, logit, weight, first + role.pixel < chunk.end, state, weights[warp_index()]);
+        finish_step<S, T>(role, logit, scale, weight, first + role.pixel < chunk.end, state, weights[warp_index()]);
     __syncwarp();
     add_channel_sums<S, T>(step, weights[warp_index()], factor, sum);
     __syncwarp();
     step = next;
   }
   const int background = background_pixels(mask, chunk.end - chunk.begin);
-  write_block<S, T>(role, state, sum, background, level.channels, block,
-                    chunk_sums<float>(level, chunk.image, chunk.index));
+  write_block<S, T>(p, level, role, state, sum, background, block, chunk_sums<float>(level, chunk.image, chunk.index));
 }
 
 }  // namespace fgd::cuda::nhwc

@@ -85,9 +85,9 @@ FGD_DEVICE void forward(const PyramidParams& p) {
   float key_s[kChannels], key_t[kChannels];
   spread_channels(place, staged, [&](int c) { return key(level.key_s, c); }, key_s);
   spread_channels(place, staged, [&](int c) { return key(level.key_t, c); }, key_t);
-  const float activation = inverse_ct<float>(p, level);
   float* maps = image_maps<float>(level, chunk.image);
   const int softmax = warp_index(), pixel = lane_index(), pixels = place.pixels();
+  const float scale = logit_scale<float>(p, level, softmax);
   float sum[kChannels][kSums] = {};
   SoftmaxState<float> state;
   for (int first = chunk.begin; first < chunk.end; first += pixels) {
@@ -100,7 +100,7 @@ FGD_DEVICE void forward(const PyramidParams& p) {
       const bool valid = pixel < pixels && first + pixel < chunk.end;
       const float weight = valid ? mask.weight[first + pixel - chunk.begin] : 0.f;
       const float logit = sum_of_groups(place, shared.part[softmax], pixel);
-      finish_logit<kMostPixels>(shared, softmax, pixel, logit, activation, weight, valid,
+      finish_logit<kMostPixels>(shared, softmax, pixel, logit, scale, weight, valid,
                                 maps + int64_t{softmax} * level.pixels + first, state);
     }
     __syncthreads();

@@ -1,8 +1,9 @@
 // The middle of a forward tile, for blocks whose warps hold parts of the four sums of every pixel: from these parts to
 // the weights of the channel sums.
 //
-//   z_t = Σc |t|/(C·T),  z_s likewise,  k_s = Σc Wk_s·s,  k_t = Σc Wk_t·t         the four logits of a pixel
-//   e = exp(z - m), m the running maximum of the chunk's pixels so far            what was summed before is rescaled
+//   z_t = Σc |t|,  z_s likewise,  k_s = Σc Wk_s·s,  k_t = Σc Wk_t·t               the four logits of a pixel
+//   e = exp((z - m)·scale), scale = 1/(C·T) for z and 1 for k, m the running      what was summed before is rescaled
+//   maximum of the chunk's pixels so far
 //   weights of the channel sums: fg·e_t, [fg = 0]·e_t, e_ks, e_kt
 #pragma once
 
@@ -26,10 +27,10 @@ struct SoftmaxState {
   double normaliser = 0;     // of as many digits as Exponential's: an error of it is common to all pixels
   Exponential<A> e, factor;  // of the pixel that is to be added; what older sums shrink by
   // highest: of the new pixels. Pixels behind the end have an exponential of 0.
-  FGD_DEVICE void take(A logit, A highest, bool valid) {
+  FGD_DEVICE void take(A logit, A highest, bool valid, A scale) {
     const A now = larger(maximum, highest);
-    factor = shrinkage(maximum, now);
-    e = valid ? Exponential<A>(logit - now) : Exponential<A>();
+    factor = shrinkage(maximum, now, scale);
+    e = valid ? Exponential<A>((logit - now) * scale) : Exponential<A>();
     maximum = now;
   }
   FGD_DEVICE void add() { normaliser = normaliser * factor.exact() + e.exact(); }
@@ -57,14 +58,13 @@ FGD_DEVICE A sum_of_parts(const A (&part)[kWarps][kPixels], int pixel) {
   return sum[0];
 }
 
-// From a pixel's logit, before its factor, to the weights and `map`, where the pixel is valid; threads -> (softmax,
-// pixel), kPixels neighbouring threads a softmax.
+// From a pixel's logit to the weights and `map`, where the pixel is valid; threads -> (softmax, pixel), kPixels
+// neighbouring threads a softmax. scale: of this softmax.
 template <int kPixels, class A, class Step>
-FGD_DEVICE void finish_logit(Step& step, int softmax, int pixel, A logit, A inverse_ct, A mask, bool valid, A* map,
+FGD_DEVICE void finish_logit(Step& step, int softmax, int pixel, A logit, A scale, A mask, bool valid, A* map,
                              SoftmaxState<A>& state) {
-  if (softmax == kTeacher || softmax == kStudent) logit *= inverse_ct;
   const A highest = highest_of<kPixels>(valid ? logit : minus_infinity<A>());
-  state.take(logit, highest, valid);
+  state.take(logit, highest, valid, scale);
   const A e = state.e.rounded();
   if (softmax == kTeacher) {
     step.weight[kWeightFg][pixel] = e * mask;
@@ -76,14 +76,14 @@ FGD_DEVICE void finish_logit(Step& step, int softmax, int pixel, A logit, A inve
   if (valid) map[pixel] = logit;
 }
 
-// Between two barriers. mask: [kPixels]. Pixels at and behind `end` get weight 0.
+// Between two barriers. mask: [kPixels]; scale: of this thread's softmax. Pixels at and behind `end` get weight 0.
 template <class A, int kPixels>
-FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, const float* mask, A inverse_ct, int first, int end, A* maps,
+FGD_DEVICE void finish_pixels(PixelStep<A, kPixels>& step, const float* mask, A scale, int first, int end, A* maps,
                               int64_t map_size, SoftmaxState<A>& state) {
   if (threadIdx.x >= kSoftmaxes * kPixels) return;
   const int softmax = threadIdx.x / kPixels, pixel = threadIdx.x % kPixels;
   const A weight = mask[pixel];
-  finish_logit<kPixels>(step, softmax, pixel, sum_of_parts(step.part[softmax], pixel), inverse_ct, weight,
+  finish_logit<kPixels>(step, softmax, pixel, sum_of_parts(step.part[softmax], pixel), scale, weight,
                         first + pixel < end, maps + softmax * map_size + first, state);
 }
 
@@ -102,11 +102,6 @@ FGD_DEVICE void write_softmaxes(const SoftmaxState<A>& state, int background, A*
   if (threadIdx.x % kPixels != 0) return;
   write_softmax(softmax, state.maximum, normaliser, numbers);
   if (softmax == kTeacher) numbers[kChunkBackground] = static_cast<A>(background);
-}
-
-template <class A>
-FGD_DEVICE A inverse_ct(const PyramidParams& p, const Level& level) {
-  return static_cast<A>(1 / (level.channels * p.spatial_temperature));
 }
 
 // One pair into a channel's sums, those of |s| and |t| excepted; the first one begins them.

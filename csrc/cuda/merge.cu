@@ -1,9 +1,10 @@
 // The second and third step of a forward pass: the chunks of an image become one, in a fixed order and in float64.
 //
-//   merge    m = max of the chunks' maxima,  Z = Σ Z_chunk·exp(m_chunk - m)  for each softmax
-//            sums over pixels: Σ sum_chunk·exp(m_chunk - m)/Z, or Σ sum_chunk where nothing is weighted; in the place
-//            of the first chunk's parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s,
-//            where A^S = P·exp(z - m)/Z
+//   merge    m = max of the chunks' maxima,  Z = Σ Z_chunk·exp((m_chunk - m)·scale)  for each softmax, whose scale is
+//            1/(C·T) or 1 (logit_scale)
+//            sums over pixels: Σ sum_chunk·exp((m_chunk - m)·scale)/Z, or Σ sum_chunk where nothing is weighted; in the
+//            place of the first chunk's parts of Σp |A^S_s - A^S_t| and of Σp sign(A^S_s - A^S_t)·A^S_s, where A^S =
+//            P·exp((z - m)/(C·T))/Z
 //   finish   channels: A^C = C·softmax_c(Σp |F|/(P·T)) of both, their distance and its gradient, L_fg, L_bg, Σc D2
 //            pixels: the four logits in `maps` become what layout.h says
 //            GcBlocks: W1·ctx + b1, of the merged sums
@@ -67,10 +68,13 @@ FGD_DEVICE const A* numbers_of_chunk(const Level& level, int image, int chunk) {
 
 // Every thread of the block gets all of it; all numbers of a chunk are on their way at once.
 template <class A>
-FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
+FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const PyramidParams& p, const Level& level, int image) {
   __shared__ A highest[kWarps][kSoftmaxes];
   __shared__ double part[kWarps][kSoftmaxes + 1];
   ImageSoftmax<A> mine;
+  A scale[kSoftmaxes];
+#pragma unroll
+  for (int q = 0; q < kSoftmaxes; ++q) scale[q] = logit_scale<A>(p, level, q);
 #pragma unroll
   for (int q = 0; q < kSoftmaxes; ++q) mine.maximum[q] = minus_infinity<A>(), mine.normaliser[q] = 0;
   mine.background = 0;
@@ -79,9 +83,9 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
 #pragma unroll
     for (int q = 0; q < kSoftmaxes; ++q) {
       const A of_chunk = numbers[q], best = larger(mine.maximum[q], of_chunk);
-      const double before = product(mine.normaliser[q], rescale(mine.maximum[q], best));
+      const double before = product(mine.normaliser[q], rescale(mine.maximum[q], best, scale[q]));
       const double normaliser = static_cast<double>(numbers[kChunkNormaliser + q]) + numbers[kChunkNormaliserRest + q];
-      mine.normaliser[q] = before + product(normaliser, rescale(of_chunk, best));
+      mine.normaliser[q] = before + product(normaliser, rescale(of_chunk, best, scale[q]));
       mine.maximum[q] = best;
     }
     mine.background += numbers[kChunkBackground];
@@ -99,7 +103,7 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
     if (q < kSoftmaxes) {
       out.maximum[q] = highest[0][q];
       for (int w = 1; w < kWarps; ++w) out.maximum[q] = larger(out.maximum[q], highest[w][q]);
-      sum = product(mine.normaliser[q], rescale(mine.maximum[q], out.maximum[q]));
+      sum = product(mine.normaliser[q], rescale(mine.maximum[q], out.maximum[q], scale[q]));
     }
     sum = add_over_lanes<1, 32>(sum);
     if (lane_index() == 0) part[warp_index()][q] = sum;
@@ -116,7 +120,8 @@ FGD_DEVICE ImageSoftmax<A> merge_softmaxes(const Level& level, int image) {
 
 // One column a thread: no other one looks at the first chunk's number, which the result replaces.
 template <class A>
-FGD_DEVICE void merge_columns(const Level& level, int image, int first, const ImageSoftmax<A>& softmax) {
+FGD_DEVICE void merge_columns(const PyramidParams& p, const Level& level, int image, int first,
+                              const ImageSoftmax<A>& softmax) {
   __shared__ double factor[kSoftmaxes][kThreads];
   const int column = first + threadIdx.x, columns = kSums * level.channels;
   const int q = softmax_of(column / level.channels);
@@ -126,7 +131,8 @@ FGD_DEVICE void merge_columns(const Level& level, int image, int first, const Im
     if (begin + static_cast<int>(threadIdx.x) < level.chunks) {
       const A* numbers = numbers_of_chunk<A>(level, image, begin + threadIdx.x);
 #pragma unroll
-      for (int k = 0; k < kSoftmaxes; ++k) factor[k][threadIdx.x] = rescale(numbers[k], softmax.maximum[k]);
+      for (int k = 0; k < kSoftmaxes; ++k)
+        factor[k][threadIdx.x] = rescale(numbers[k], softmax.maximum[k], logit_scale<A>(p, level, k));
     }
     __syncthreads();
     if (column >= columns) continue;
@@ -151,22 +157,24 @@ FGD_DEVICE double sign_of(double student, double teacher) {
 
 // A^S of a pixel. Both nets' are compared in float64: at high temperatures they differ in their last digits.
 template <class A>
-FGD_DEVICE double spatial_attention(double scale, A logit, A maximum) {
-  return product(scale, Exponential<A>(logit - maximum).exact());
+FGD_DEVICE double spatial_attention(double share, A logit, A maximum, A scale) {
+  return product(share, Exponential<A>((logit - maximum) * scale).exact());
 }
 
 template <class A>
-FGD_DEVICE void merge_pixels(const Level& level, int image, int block, const ImageSoftmax<A>& softmax) {
+FGD_DEVICE void merge_pixels(const PyramidParams& p, const Level& level, int image, int block,
+                             const ImageSoftmax<A>& softmax) {
   __shared__ double part[kWarps];
   const A* maps = image_maps<A>(level, image);
-  const double scale_s = level.pixels / softmax.normaliser[kStudent];
-  const double scale_t = level.pixels / softmax.normaliser[kTeacher];
+  const double share_s = level.pixels / softmax.normaliser[kStudent];
+  const double share_t = level.pixels / softmax.normaliser[kTeacher];
+  const A scale = logit_scale<A>(p, level, kStudent);
   double distance = 0, signed_sum = 0;
   const int end = min(level.pixels, (block + 1) * kMergePixels);
   for (int i = block * kMergePixels + threadIdx.x; i < end; i += kThreads) {
     const A logit_s = maps[int64_t{kStudent} * level.pixels + i], logit_t = maps[int64_t{kTeacher} * level.pixels + i];
-    const double s = spatial_attention(scale_s, logit_s, softmax.maximum[kStudent]);
-    const double t = spatial_attention(scale_t, logit_t, softmax.maximum[kTeacher]);
+    const double s = spatial_attention(share_s, logit_s, softmax.maximum[kStudent], scale);
+    const double t = spatial_attention(share_t, logit_t, softmax.maximum[kTeacher], scale);
     distance += fabs(s - t);
     signed_sum += sign_of<A>(s, t) * s;
   }
@@ -183,12 +191,12 @@ FGD_DEVICE void merge(const PyramidParams& p) {
   const MergeJob job = merge_job(p, [](const Level& level) { return column_blocks(level) + pixel_blocks(level); });
   if (p.done && blockIdx.x == 0 && threadIdx.x == 0) *p.done = 0;
   const Level& level = p.levels[job.level];
-  const ImageSoftmax<A> softmax = merge_softmaxes<A>(level, job.image);
+  const ImageSoftmax<A> softmax = merge_softmaxes<A>(p, level, job.image);
   if (job.index >= column_blocks(level)) {
-    merge_pixels(level, job.image, job.index - column_blocks(level), softmax);
+    merge_pixels(p, level, job.image, job.index - column_blocks(level), softmax);
     return;
   }
-  merge_columns(level, job.image, job.index * kMergeColumns, softmax);
+  merge_columns(p, level, job.image, job.index * kMergeColumns, softmax);
   if (job.index != 0 || threadIdx.x != 0) return;
   double* numbers = level.image_numbers + int64_t{job.image} * kImageNumbers;
 #pragma unroll
@@ -280,26 +288,26 @@ FGD_DEVICE void finish_pixels(const PyramidParams& p, const Level& level, int im
   const double* numbers = level.image_numbers + int64_t{image} * kImageNumbers;
   const double mean_sign = sum_pixel_parts(level, image, 1) / level.pixels;
   const A outside = static_cast<A>(-1. / fmax(numbers[kImageBackground], 1.));
-  const A to_spatial = static_cast<A>(1 / (level.channels * p.spatial_temperature));
+  const A to_spatial = logit_scale<A>(p, level, kStudent);
   A maximum[kSoftmaxes];
-  double scale[kSoftmaxes];
+  double share[kSoftmaxes];
 #pragma unroll
   for (int q = 0; q < kSoftmaxes; ++q) {
     maximum[q] = static_cast<A>(numbers[kImageMaximum + q]);
     const bool attention = q == kTeacher || q == kStudent;
-    scale[q] = (attention ? level.pixels : 1) / numbers[kImageNormaliser + q];
+    share[q] = (attention ? level.pixels : 1) / numbers[kImageNormaliser + q];
   }
   A* map[kMaps];
 #pragma unroll
   for (int k = 0; k < kMaps; ++k) map[k] = image_maps<A>(level, image) + int64_t{k} * level.pixels;
   for (int i = begin + threadIdx.x; i < end; i += kThreads) {
-    const double t = spatial_attention(scale[kTeacher], map[kTeacher][i], maximum[kTeacher]);
-    const double s = spatial_attention(scale[kStudent], map[kStudent][i], maximum[kStudent]);
+    const double t = spatial_attention(share[kTeacher], map[kTeacher][i], maximum[kTeacher], to_spatial);
+    const double s = spatial_attention(share[kStudent], map[kStudent][i], maximum[kStudent], to_spatial);
     const float weight = mask.weight[i - begin];
     const A context_s = exponential(map[kContextS][i] - maximum[kContextS]);
     const A context_t = exponential(map[kContextT][i] - maximum[kContextT]);
-    map[kMapContextS][i] = static_cast<A>(scale[kContextS]) * context_s;
-    map[kMapContextT][i] = static_cast<A>(scale[kContextT]) * context_t;
+    map[kMapContextS][i] = static_cast<A>(share[kContextS]) * context_s;
+    map[kMapContextT][i] = static_cast<A>(share[kContextT]) * context_t;
     map[kMapFocal][i] = static_cast<A>(t) * (weight > 0 ? static_cast<A>(weight) : outside);
     map[kMapAttention][i] = static_cast<A>(s * (sign_of<A>(s, t) - mean_sign)) * to_spatial;
   }

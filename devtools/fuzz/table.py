@@ -35,8 +35,8 @@ Features are multiplied and added in float32, and what would lose digits there i
 - The factors 1/(C·T) and 1/(P·T) of both attentions are numbers of float64 (CPU; Triton but for the weights of the
   sums over pixels), the weights of the terms on the CPU: a rounding of one of them would be common to all pixels or all
   channels, which no sum averages out.
-- A logit loses its maximum before it gets its factor and is rounded (CPU, Triton): one of 20 has no room for digits
-  that its exponential shows.
+- A logit loses its maximum before it gets its factor and is rounded: one of 20 has no room for digits that its
+  exponential shows, one of 500 has hardly any. So CUDA's factor of float32 rounds what is at most about 20.
 - The exponential goes on below float32's smallest normal number with what digits are left, as PyTorch's does.
 - Both attentions of float32 features count as equal where they differ by less than 2^-48 of their size: maps with the
   same numbers in other places have normalisers that differ by the order of a sum. Triton forms the normalisers in
@@ -65,8 +65,6 @@ Of 20,000 cases 15 have a result above 1 (one in 1,300), of the control's 2,858 
   of 1/12953 and 1/13001, 1e-33 and 6e-40, are off by 0.3 and 0.7%.
 - **Chance**, as in the control: 1/3985 (1.6 in ∂ `align.bias`, baseline alone), 1/9994 (1.1 in four gradients of one
   GcBlock, which have a common factor), 1/14703 (1.1 in the attention term) and 1/19956 (1.1 in the background term).
-- **A factor of float32.** CUDA scales logits by 1/(C·T) in float32 before they lose their maximum, as the CPU kernels
-  once did: of 47 cases one is above 1, the background term of 1/6144 (1.06, features of magnitude 100).
 
 Attentions that tie look worse than they are. Where a student's map has the teacher's numbers in other places (tied
 features of one channel), attentions are equal and their sign is 0, but float64 has two that differ by the order of a

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .calibration.choose import check_choice, find_by_loader, set_weights
+from .calibration.choose import find_by_loader, set_weights, total_of
 from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDTypeError, FGDValueError
@@ -40,7 +40,8 @@ class FGDTrainer(Trainer):
         model: the student, a detector for which there is an adapter.
         teacher: the detector to learn from, with its weights; it is frozen.
         weights: ``calibrate`` chooses temperature and weights before the first step, by four batches of the training
-            images, as ``fgd-distill calibrate`` does; a checkpoint keeps them. None takes those of ``distillation``.
+            images, as ``fgd-distill calibrate`` does: all terms together are three times the detector's own loss then;
+            a number is another multiple. A checkpoint keeps them. None takes those of ``distillation``.
         distillation: as ``fgd_distill.distil`` takes it: ``preset``, ``layers``, ``alpha`` and so on. A ``schedule``
             counts optimizer steps.
         args, options: as Trainer takes them. A batch of the data collator has ``pixel_values`` (N, 3, H, W), as the
@@ -63,7 +64,7 @@ class FGDTrainer(Trainer):
         *,
         teacher: nn.Module,
         distillation: dict[str, Any] | None = None,
-        weights: str | None = None,
+        weights: str | float | None = None,
         **options: Any,
     ) -> None:
         if model is None:
@@ -72,7 +73,7 @@ class FGDTrainer(Trainer):
                 "so make the trainer anew for each"
             )
         super().__init__(model, args, **options)
-        check_choice(weights)
+        total = total_of(weights)
         if self.compute_loss_func is not None or self.label_smoother is not None:
             raise FGDValueError(
                 "compute_loss_func: expected None and label_smoothing_factor=0 for distillation, got another loss: the "
@@ -107,8 +108,8 @@ class FGDTrainer(Trainer):
         self.add_callback(_CriterionsGradients(self.distiller.criterion))
         self._calibrated: dict[str, float] = {}
         self._resumed_from: str | None = None
-        if weights is not None:
-            self.add_callback(_Calibration(self))
+        if total is not None:
+            self.add_callback(_Calibration(self, total))
 
     def create_optimizer(self, *args: Any, **options: Any) -> Optimizer:
         optimizer = super().create_optimizer(*args, **options)
@@ -135,11 +136,11 @@ class FGDTrainer(Trainer):
         self._summed += 1
         return sum(losses.values())
 
-    def calibrate(self, loader: Any) -> None:
+    def calibrate(self, loader: Any, total: float) -> None:
         """Weights by the training's batches, or those that a training which goes on has begun with."""
         if self.state.global_step == 0:
             size = self._train_batch_size
-            self._calibrated = find_by_loader(self.distiller, loader, self._prepare_inputs, self.settings, size)
+            self._calibrated = find_by_loader(self.distiller, loader, self._prepare_inputs, self.settings, total, size)
         else:
             file = Path(str(self._resumed_from)) / _CALIBRATED
             if not file.exists():
@@ -206,11 +207,11 @@ def _called_for(model: nn.Module, distiller: DetectionDistiller) -> Iterator[Non
 class _Calibration(TrainerCallback):
     """Before the first step, when the models are where they train."""
 
-    def __init__(self, trainer: FGDTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: FGDTrainer, total: float) -> None:
+        self.trainer, self.total = trainer, total
 
     def on_train_begin(self, *args: Any, train_dataloader: Any = None, **options: Any) -> None:
-        self.trainer.calibrate(train_dataloader)
+        self.trainer.calibrate(train_dataloader, self.total)
 
 
 class _CriterionsGradients(TrainerCallback):

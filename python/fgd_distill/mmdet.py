@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .adapters.base import StudentStep
 from .adapters.mmdet import MMDetectionAdapter
 from .calibration.choose import find_by_loader, set_weights
+from .calibration.propose import Bounds
 from .detectors.checkpoint import CRITERION_PREFIX, published_criterion, student_state_dict
 from .distiller import DetectionDistiller
 from .distilling import distil
@@ -190,12 +191,16 @@ class FGDCalibration(Hook):
 
     Args:
         batches: how many.
+        total: what all terms together are at first, as a multiple of the detector's own loss: 0.4 to 8.
+
+    Raises:
+        ValueError: the total is out of range.
     """
 
     KEY = "fgd_weights"
 
-    def __init__(self, batches: int = 4) -> None:
-        self.batches = batches
+    def __init__(self, batches: int = 4, total: float = Bounds.total) -> None:
+        self.batches, self.total = batches, Bounds(total).total
         self._found: dict[str, float] | None = None
         self._stored: dict[str, float] | None = None
 
@@ -210,6 +215,7 @@ class FGDCalibration(Hook):
                 runner.train_dataloader,
                 lambda batch: model.data_preprocessor(batch, training=True),  # type: ignore[attr-defined]
                 model.distillation,
+                self.total,
                 count=self.batches,
             )
         elif self._stored is None:

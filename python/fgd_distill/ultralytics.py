@@ -27,7 +27,7 @@ from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import unwrap_model
 
 from .adapters.ultralytics import is_rt_detr
-from .calibration.choose import check_choice, find_by_batches, set_weights
+from .calibration.choose import find_by_batches, set_weights, total_of
 from .distiller import DetectionDistiller
 from .distilling import distil
 from .errors import FGDTypeError, FGDValueError
@@ -53,7 +53,7 @@ class FGDTrainer(DetectionTrainer):
 
     teacher: nn.Module | str | Path | None = None
     settings: Mapping[str, Any] = {}
-    weights: str | None = None
+    total: float | None = None
     distiller: DetectionDistiller
 
     def __new__(cls, cfg: Any = None, overrides: dict[str, Any] | None = None, _callbacks: Any = None) -> FGDTrainer:
@@ -65,18 +65,19 @@ class FGDTrainer(DetectionTrainer):
 
     @classmethod
     def with_teacher(
-        cls, teacher: nn.Module | str | Path, weights: str | None = None, **settings: Any
+        cls, teacher: nn.Module | str | Path, weights: str | float | None = None, **settings: Any
     ) -> type[FGDTrainer]:
         """The trainer's class with a teacher, to be given as ``trainer=``.
 
         Args:
             teacher: a model's file, such as ``best.pt`` of a training; or ``YOLO(...)``; or the network in it.
             weights: ``calibrate`` chooses temperature and weights by four batches of the training images before the
-                first step, as ``fgd-distill calibrate`` does. None takes those of the settings.
+                first step, as ``fgd-distill calibrate`` does: all terms together are three times the detector's own
+                loss then. A number is another multiple, such as 1 for a student that begins with random weights. None
+                takes those of the settings.
             settings: as ``fgd_distill.distil`` takes them: ``preset``, ``layers``, ``alpha`` and so on.
         """
-        check_choice(weights)
-        return type(cls.__name__, (cls,), {"teacher": teacher, "settings": settings, "weights": weights})
+        return type(cls.__name__, (cls,), {"teacher": teacher, "settings": settings, "total": total_of(weights)})
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -99,8 +100,8 @@ class FGDTrainer(DetectionTrainer):
         super()._setup_train()
         model: Any = self.model
         student: Any = unwrap_model(model)
-        if self.weights:
-            self._calibrate()
+        if self.total is not None:
+            self._calibrate(self.total)
         if compile_mode:
             teacher: Any = self.distiller.teacher
             for layer in (*student.model, *teacher.model):
@@ -120,7 +121,7 @@ class FGDTrainer(DetectionTrainer):
 
         student.forward = forward
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, total: float) -> None:
         """Weights by a few training batches, or those that a training which goes on has begun with."""
         file = self.save_dir / _CALIBRATED
         if self.resume and not file.exists():
@@ -128,7 +129,7 @@ class FGDTrainer(DetectionTrainer):
         if self.resume:
             found = yaml.safe_load(file.read_text())
         else:
-            found = find_by_batches(self.distiller, self._some_batches, self.preprocess_batch, self.settings)
+            found = find_by_batches(self.distiller, self._some_batches, self.preprocess_batch, self.settings, total)
             write_text(file, yaml.safe_dump(found))
         LOGGER.info(set_weights(self.distiller.criterion, found))
 

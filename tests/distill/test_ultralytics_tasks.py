@@ -272,12 +272,13 @@ def test_mixed_precision(ultralytics, training, tmp_path, monkeypatch):  # noqa:
     assert rounded == pytest.approx(exact, rel=0.1) and rounded != exact
 
 
-def test_weights_by_a_few_batches_of_the_training(ultralytics, training, tmp_path):  # noqa: F811
-    """Terms start near what the detector's own loss is, and a resumed training keeps the weights."""
+@pytest.mark.parametrize(("weights", "total"), [("calibrate", 3), (1, 1)])
+def test_weights_by_a_few_batches_of_the_training(ultralytics, training, tmp_path, weights, total):  # noqa: F811
+    """Terms start at a multiple of what the detector's own loss is, and a resumed training keeps the weights."""
     from fgd_distill.ultralytics import FGDTrainer
 
     teacher, student = small_pair(tmp_path)
-    trainer = FGDTrainer.with_teacher(teacher, weights="calibrate", verbose=False)
+    trainer = FGDTrainer.with_teacher(teacher, weights=weights, verbose=False)
     seen = []
 
     def look(trainer):
@@ -295,13 +296,15 @@ def test_weights_by_a_few_batches_of_the_training(ultralytics, training, tmp_pat
     (row,) = rows(tmp_path)
     own = sum(value for name, value in row.items() if name.startswith("train/") and "fgd" not in name)
     terms = sum(row[f"train/{name}"] for name in fgd.LOSS_NAMES)
-    assert terms / own == pytest.approx(3, rel=0.1)  # measured on the same images, in batches of other pairs
+    assert terms / own == pytest.approx(total, rel=0.1)  # measured on the same images, in batches of other pairs
     resumed = ultralytics.YOLO(tmp_path / "run" / "weights" / "last.pt")
     resumed.add_callback("on_train_epoch_start", lambda trainer: look(trainer))
     resumed.train(trainer=trainer, resume=True)
     assert seen[2] == seen[0]
-    with pytest.raises(ValueError, match="weights: expected 'calibrate' or None, got 'auto'"):
+    with pytest.raises(ValueError, match="weights: expected 'calibrate', a multiple of .* or None, got 'auto'"):
         FGDTrainer.with_teacher("teacher.pt", weights="auto")
+    with pytest.raises(ValueError, match="total: expected .* from 0.4 to 8, got 0.1"):
+        FGDTrainer.with_teacher("teacher.pt", weights=0.1)
 
 
 @pytest.mark.parametrize("rect", [False, True])

@@ -24,7 +24,11 @@ from .propose import Bounds, propose
 
 
 def choose_weights(
-    distiller: DetectionDistiller, batches: Sequence[tuple[Any, Any]], preset: str | None = None, **settings: Any
+    distiller: DetectionDistiller,
+    batches: Sequence[tuple[Any, Any]],
+    preset: str | None = None,
+    total: float = Bounds.total,
+    **settings: Any,
 ) -> FGDConfig:
     """Temperature and weights, as ``fgd-distill calibrate`` proposes them; the student is left as it was.
 
@@ -32,11 +36,13 @@ def choose_weights(
         distiller: student, teacher and an ``FGDLoss``.
         batches: images and targets as the adapter takes them, on the distiller's device.
         preset: whose ratios are kept; None takes that of the student's family.
+        total: what all terms together are at first, as a multiple of the detector's own loss: 0.4 to 8.
         settings: as ``fgd_distill.distil`` takes them; a temperature among them is kept.
 
     Raises:
-        ValueError: no batch, or losses that are not above 0 and finite.
+        ValueError: no batch, losses that are not above 0 and finite, or a total that is out of range.
     """
+    bounds = Bounds(total)
     known = {field.name for field in fields(FGDConfig)}
     chosen = {name: value for name, value in settings.items() if name in known}
     preset = preset or distiller.adapter.preset(distiller.student) or FGDConfig.preset
@@ -45,17 +51,17 @@ def choose_weights(
     temperatures = [] if config.temperature is None else [config.temperature]
     measurement = measure(distiller, batches, temperatures)
     distiller.student.load_state_dict(state)  # its batch statistics have moved
-    return propose(measurement, config, Bounds(), config.temperature)
+    return propose(measurement, config, bounds, config.temperature)
 
 
 def find_weights(
-    distiller: DetectionDistiller, batches: Sequence[tuple[Any, Any]], settings: Mapping[str, Any]
+    distiller: DetectionDistiller, batches: Sequence[tuple[Any, Any]], settings: Mapping[str, Any], total: float
 ) -> dict[str, float]:
     """What ``choose_weights`` chooses, by name, on every process what the first has; ``set_weights`` takes it.
 
     With ``normalise`` among the settings it is the temperature alone.
     """
-    config = choose_weights(distiller, batches, **settings)
+    config = choose_weights(distiller, batches, total=total, **settings)
     names = ("temperature",) if config.normalise is not None else ("temperature", *WEIGHTS)
     return from_first_process({name: getattr(config, name) for name in names})
 
@@ -72,6 +78,7 @@ def find_by_loader(
     loader: Any,
     prepare: Callable[[Any], Any],
     settings: Mapping[str, Any],
+    total: float = Bounds.total,
     batch_size: int | None = None,
     count: int = 4,
 ) -> dict[str, float]:
@@ -84,11 +91,11 @@ def find_by_loader(
         distiller: as for ``choose_weights``.
         loader: of torch, or of that interface.
         prepare: makes a batch of it what the adapter takes, on the distiller's device.
-        settings: as for ``choose_weights``.
+        settings, total: as for ``choose_weights``.
         batch_size: None asks the loader.
         count: of batches.
     """
-    return find_by_batches(distiller, lambda: _drawn(loader, batch_size, count), prepare, settings)
+    return find_by_batches(distiller, lambda: _drawn(loader, batch_size, count), prepare, settings, total)
 
 
 def find_by_batches(
@@ -96,10 +103,11 @@ def find_by_batches(
     batches: Callable[[], Iterable[Any]],
     prepare: Callable[[Any], Any],
     settings: Mapping[str, Any],
+    total: float,
 ) -> dict[str, float]:
     """``find_weights`` by what ``batches()`` gives; the random numbers go on as if nothing had been asked."""
     with _random_numbers_of_its_own():
-        return find_weights(distiller, [(prepare(batch), None) for batch in batches()], settings)
+        return find_weights(distiller, [(prepare(batch), None) for batch in batches()], settings, total)
 
 
 def _drawn(loader: Any, batch_size: int | None, count: int) -> Iterator[Any]:
@@ -128,7 +136,18 @@ def _random_numbers_of_its_own() -> Iterator[None]:
             np.random.set_state(held[1])
 
 
-def check_choice(weights: Any) -> None:
-    """Raises ValueError unless this is a trainer's argument ``weights``."""
-    if weights not in (None, "calibrate"):
-        raise FGDValueError(f"weights: expected 'calibrate' or None, got {weights!r}")
+def total_of(weights: Any) -> float | None:
+    """What a trainer's argument ``weights`` asks for: the total that is calibrated to, or None.
+
+    Raises:
+        ValueError: it is neither ``calibrate``, nor a total within bounds, nor None.
+    """
+    if weights is None:
+        return None
+    if weights == "calibrate":
+        return Bounds.total
+    if isinstance(weights, bool) or not isinstance(weights, int | float):
+        raise FGDValueError(
+            f"weights: expected 'calibrate', a multiple of the detector's own loss or None, got {weights!r}"
+        )
+    return Bounds(weights).total
