@@ -67,8 +67,7 @@ struct Exponential<double> {
 // exp((from - to)·scale) for maxima that may be -inf, and that are equal if both are.
 template <class A>
 FGD_DEVICE Exponential<A> shrinkage(A from, A to, A scale) {
-  const A gap = from == to ? A{0} : from - to;
-  return Exponential<A>(isinf(gap) ? gap : gap * scale);
+  return Exponential<A>((from == to ? A{0} : from - to) * scale);
 }
 template <class A>
 FGD_DEVICE double rescale(A from, A to, A scale) {
@@ -366,11 +365,11 @@ FGD_DEVICE T* image_data(const Features& f, int image) {
 }
 
 // What a softmax's logits are multiplied by, after they have lost their maximum: a logit of 500 that was multiplied and
-// rounded before would have no room for the digits that its exponential shows.
+// rounded before would have no room for the digits that its exponential shows. Never 0, for there is a maximum of -inf.
 template <class A>
 FGD_DEVICE A logit_scale(const PyramidParams& p, const Level& level, int softmax) {
   const bool attention = softmax == kTeacher || softmax == kStudent;
-  return attention ? static_cast<A>(1 / (level.channels * p.spatial_temperature)) : A{1};
+  return attention ? static_cast<A>(fmax(1 / (level.channels * p.spatial_temperature), 0x1p-126)) : A{1};
 }
 
 template <class A>

@@ -55,7 +55,10 @@ def choose_weights(
 
 
 def find_weights(
-    distiller: DetectionDistiller, batches: Sequence[tuple[Any, Any]], settings: Mapping[str, Any], total: float
+    distiller: DetectionDistiller,
+    batches: Sequence[tuple[Any, Any]],
+    settings: Mapping[str, Any],
+    total: float = Bounds.total,
 ) -> dict[str, float]:
     """What ``choose_weights`` chooses, by name, on every process what the first has; ``set_weights`` takes it.
 
