@@ -16,7 +16,7 @@ from ..errors import FGDValueError
 from ..machine import machine
 from ..pictures.bars import plot_ap
 from ..text_table import aligned
-from ..training.comparison import Line, Trainings, line_of, training_seconds
+from ..training.comparison import Line, Trainings, find_line, line_of, training_seconds
 from ..training.run import run
 
 ALONE, EQUAL_TIME = "alone", "alone, equal time"
@@ -104,7 +104,7 @@ def _train(setting: str, seed: int, options: Sequence[str], steps: int | None, l
     overlay = [*SETTINGS[setting], f"--seed_everything={seed}", f"--data.seed={seed}", "--ckpt_path=null"]
     if steps is not None:
         overlay += [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1"]
-        overlay += stretched(_model_of(options), steps / int(_line(lines, seed, ALONE)["steps"]))
+        overlay += stretched(_model_of(options), steps / int(_alone(lines, seed)["steps"]))
     cli = run(["fit", *options, *overlay])
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     return line_of(setting, seed, cli) | {"seconds": f"{training_seconds(cli):.1f}"}
@@ -144,8 +144,10 @@ def stretched(model: Any, factor: float) -> list[str]:
     return found
 
 
-def _line(lines: Sequence[Line], seed: int, setting: str) -> Line:
-    return next(line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed)))
+def _alone(lines: Sequence[Line], seed: int) -> Line:
+    line = find_line(lines, ALONE, seed)
+    assert line is not None  # it is trained first
+    return line
 
 
 def _outlasted(lines: Sequence[Line], seed: int) -> Line | None:
@@ -159,7 +161,7 @@ def _outlasted(lines: Sequence[Line], seed: int) -> Line | None:
 def equal_steps(lines: Sequence[Line], seed: int) -> int:
     """The steps that the student alone takes in the time of this seed's slowest other training."""
     others = [line for line in lines if line["seed"] == str(seed) and line["setting"] != EQUAL_TIME]
-    alone = _line(lines, seed, ALONE)
+    alone = _alone(lines, seed)
     return round(int(alone["steps"]) * max(1.0, max(float(x["seconds"]) for x in others) / float(alone["seconds"])))
 
 

@@ -140,7 +140,7 @@ def main() -> None:
     if args.settings != ["alone"] and not costs.keys() >= {*args.settings, "alone"}:
         costs = step_costs(data, list(SETTINGS), args.repeats)
         write_text(costs_path, json.dumps(costs, indent=2))
-    epoch = steps_of_an_epoch(data)
+    epoch = steps_of_an_epoch(data) if KEPT in args.settings else 0
     path.parent.mkdir(parents=True, exist_ok=True)
     trainings = Trainings(path, COLUMNS, "fgd_distill.digits.equal_time")
     for setting, seed in trainings.missing(args.settings, args.seeds):

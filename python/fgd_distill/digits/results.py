@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ FULL = "inherited + FGD"
 EQUAL_TIME = "alone, equal time"
 
 
+@functools.cache
 def versions() -> str:
     """The packages that a result depends on, with their versions."""
     return " ".join(f"{package}=={version(package)}" for package in PACKAGES)

@@ -41,7 +41,7 @@ class Trainings:
 
     def find(self, setting: str, seed: int) -> Line | None:
         """The line of a training; None if it has not ended yet."""
-        return next((x for x in self.lines if (x["setting"], x["seed"]) == (setting, str(seed))), None)
+        return find_line(self.lines, setting, seed)
 
     def missing(self, settings: Iterable[str], seeds: Iterable[int]) -> list[tuple[str, int]]:
         """What has no line yet: all settings of a seed, then the next seed's."""
@@ -55,6 +55,11 @@ class Trainings:
         """Keeps a training that has ended."""
         self.lines.append(line)
         write_csv(self.path, self.columns, self.lines)
+
+
+def find_line(lines: Iterable[Line], setting: str, seed: int) -> Line | None:
+    """The line of this setting and seed, if there is one."""
+    return next((line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed))), None)
 
 
 def line_of(setting: str, seed: int, cli: LightningCLI) -> Line:
