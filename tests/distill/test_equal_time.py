@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgd_distill.digits.equal_time import KEPT, SETTINGS, equal_steps, overlay_of
+from fgd_distill.digits.equal_time import KEPT, SETTINGS, _stepper, equal_steps, overlay_of
 from fgd_distill.training.run import DistillCLI
 
 COSTS = {setting: 0.2 + 0.03 * number for number, setting in enumerate(SETTINGS)} | {"FGD": 0.35, KEPT: 0.21}
@@ -24,3 +24,9 @@ def test_settings_are_what_they_are_called(setting, tmp_path):
     assert (model.fgd is None) == (setting == "alone")
     assert (model.teacher_cache is None) == (setting != KEPT)
     assert (model.teacher is not None and model.teacher.dtype == "bfloat16") == ("bfloat16" in setting)
+
+
+def test_a_step_with_kept_maps_is_timed_with_kept_maps(digits, tmp_path):
+    step = _stepper(digits, [*overlay_of(KEPT, tmp_path), "--data.batch_size=2"])
+    step(0)
+    assert list(tmp_path.iterdir())

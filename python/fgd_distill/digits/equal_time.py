@@ -92,6 +92,7 @@ def _stepper(data: Path, overlay: list[str]):
     cli.datamodule.setup("fit")
     images, targets = next(iter(cli.datamodule.train_dataloader()))
     module = cli.model.train()
+    module.open_teacher_cache(cli.datamodule.train_set)  # what fit does when it starts
     optimizer = module.make_optimizer([p for p in module.parameters() if p.requires_grad])
 
     def step(number: int) -> None:

@@ -154,14 +154,19 @@ class DetectionModule(pl.LightningModule):
         if self.distiller is None:
             return
         self.distiller.check_optimizer(*self.trainer.optimizers)
-        if self.cache_config is not None:
-            if train_set.differs_between_epochs():
-                raise FGDValueError(
-                    "teacher_cache: expected images that are the same in every epoch, but data.train_transforms "
-                    "change them at random; leave out either"
-                )
-            fingerprint = teacher_fingerprint(self.distiller.teacher, self.distiller.teacher_layers)
-            self.distiller.teacher_cache = TeacherCache(self.cache_config, fingerprint, len(train_set))
+        self.open_teacher_cache(train_set)
+
+    def open_teacher_cache(self, train_set: CocoFolder) -> None:
+        """Lets the teacher's maps of these images be kept, where ``teacher_cache`` is set."""
+        if self.distiller is None or self.cache_config is None:
+            return
+        if train_set.differs_between_epochs():
+            raise FGDValueError(
+                "teacher_cache: expected images that are the same in every epoch, but data.train_transforms "
+                "change them at random; leave out either"
+            )
+        fingerprint = teacher_fingerprint(self.distiller.teacher, self.distiller.teacher_layers)
+        self.distiller.teacher_cache = TeacherCache(self.cache_config, fingerprint, len(train_set))
 
     def on_train_epoch_start(self) -> None:
         loader: Any = self.trainer.train_dataloader  # another one after trainer.reload_dataloaders_every_n_epochs
