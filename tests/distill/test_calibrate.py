@@ -8,6 +8,8 @@ import yaml
 from torch import nn
 
 import fgd_kernels as fgd
+from fgd_distill import distil
+from fgd_distill.calibration.choose import choose_weights
 from fgd_distill.calibration.measure import SHARE, Attention, Measurement, measure, temperature_for
 from fgd_distill.calibration.propose import Bounds, propose
 from fgd_distill.calibration.report import report, warnings_of
@@ -251,3 +253,10 @@ def test_bad_input(digits, tmp_path):
     with pytest.raises(ValueError, match="batches: expected at least one, got none"):
         measure(None, [], [0.5])
     assert not list(tmp_path.iterdir())
+
+
+def test_choosing_weights_tells_of_terms_that_could_not_be_measured(pair):
+    images = [torch.rand(3, 128, 128), torch.rand(3, 128, 128)]
+    without = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}] * 2
+    with pytest.warns(UserWarning, match="fg is 0 on these images, so alpha only keeps the preset's ratio"):
+        choose_weights(distil(*pair, verbose=False), [(images, without)])

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -21,6 +22,7 @@ from ..errors import FGDValueError
 from ..processes import from_first_process
 from .measure import measure
 from .propose import Bounds, propose
+from .report import doubts_of
 
 
 def choose_weights(
@@ -39,6 +41,10 @@ def choose_weights(
         total: what all terms together are at first, as a multiple of the detector's own loss: 0.4 to 8.
         settings: as ``fgd_distill.distil`` takes them; a temperature among them is kept.
 
+    Warns:
+        UserWarning: a teacher that looks untrained, attention on one pixel or on all alike, a term that is 0 on these
+            batches (no boxes in them, say), whose weight is then no more than the preset's ratio.
+
     Raises:
         ValueError: no batch, losses that are not above 0 and finite, or a total that is out of range.
     """
@@ -51,7 +57,10 @@ def choose_weights(
     temperatures = [] if config.temperature is None else [config.temperature]
     measurement = measure(distiller, batches, temperatures)
     distiller.student.load_state_dict(state)  # its batch statistics have moved
-    return propose(measurement, config, bounds, config.temperature)
+    proposed = propose(measurement, config, bounds, config.temperature)
+    for doubt in doubts_of(measurement, {"calibrated": proposed}):
+        warnings.warn(doubt, stacklevel=2)
+    return proposed
 
 
 def find_weights(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import yaml
-from torch import Tensor
 
 from fgd_kernels import PRESETS
 
@@ -88,8 +87,17 @@ def _number(value: float) -> str:
 
 
 def warnings_of(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[str]:
-    """What a user should know: a teacher that finds nothing, attention on single pixels or on all alike, terms that
-    could not be measured, one level with nearly all.
+    """What a user should know: ``doubts_of`` the measurement, and one level with nearly all of the loss.
+
+    Args:
+        measurement, candidates: as for ``report``.
+    """
+    return doubts_of(measurement, candidates) + _level_warning(measurement, candidates[list(candidates)[-1]])
+
+
+def doubts_of(measurement: Measurement, candidates: dict[str, FGDConfig]) -> list[str]:
+    """Why the proposal may be wrong: a teacher that finds nothing, attention on single pixels or on all alike, terms
+    that could not be measured.
 
     Args:
         measurement, candidates: as for ``report``.
@@ -120,10 +128,11 @@ def warnings_of(measurement: Measurement, candidates: dict[str, FGDConfig]) -> l
     for term, name, share in zip(TERMS, WEIGHTS, shares.sum(dim=0).tolist(), strict=True):
         if share == 0 and getattr(proposed, name) != 0:
             found.append(f"{term} is 0 on these images, so {name} only keeps the preset's ratio; measure more batches")
-    return found + _level_warning(measurement, proposed, shares.sum(dim=1))
+    return found
 
 
-def _level_warning(measurement: Measurement, proposed: FGDConfig, levels: Tensor) -> list[str]:
+def _level_warning(measurement: Measurement, proposed: FGDConfig) -> list[str]:
+    levels = measurement.shares(proposed).sum(dim=1)
     areas = levels.new_tensor([level.area for level in next(iter(measurement.attention.values()))])
     share = levels / levels.sum()
     largest = int(share.argmax())
