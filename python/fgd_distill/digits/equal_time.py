@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--alone-steps", type=int, default=800)
-    parser.add_argument("--repeats", type=int, default=15, help="pairs of steps that tell a setting's cost")
+    parser.add_argument("--repeats", type=int, default=40, help="pairs of steps that tell a setting's cost")
     parser.add_argument("--data", default="data/digits")
     parser.add_argument("--output", default="runs/equal_time.csv")
     args = parser.parse_args()
