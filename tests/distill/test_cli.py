@@ -319,7 +319,7 @@ def test_the_demo_from_end_to_end(digits, teacher_file, tmp_path, monkeypatch, c
     monkeypatch.setattr(demo, "measure_step", lambda distiller, batch: measure_step(distiller, batch, repeats=1))
     demo.main(["--steps", "2", "--all", "--output", "out/table.csv", "--workers", "0"])
     rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
-    assert [row["method"] for row in rows] == ["teacher", *demo.METHODS, demo.EQUAL_TIME]
+    assert [row["setting"] for row in rows] == ["teacher", *demo.SETTINGS, demo.EQUAL_TIME]
     assert [bool(row["fgd_loss_share"]) for row in rows] == [False, False, False, True, True, False]
     assert all(row["machine"] and row["versions"] and row["command"] for row in rows)
     assert "| inherited + FGD | 1 | 2 |" in (tmp_path / "out/table.md").read_text()

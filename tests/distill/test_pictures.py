@@ -397,7 +397,7 @@ def test_wrong_ap_tables(run_folder, tmp_path):
     with pytest.raises(ValueError, match="methods: expected some of.*'teacher'.*got \\['FGB'\\]"):
         pictures.plot_ap(str(DEMO_TABLE), methods=["FGB"])
     table = tmp_path / "table.csv"
-    table.write_text("method,AP\na,1.0\n")
+    table.write_text("setting,AP\na,1.0\n")
     with pytest.raises(ValueError, match="missing are \\['AP_small'"):
         pictures.plot_ap(str(table))
     table.write_text("step,loss\n1,2.0\n")

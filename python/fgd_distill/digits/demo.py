@@ -21,18 +21,18 @@ from pytorch_lightning.cli import LightningCLI
 
 from ..detectors.checkpoint import export_student
 from ..detectors.weights import PACKAGE_WEIGHTS
-from ..training.comparison import training_seconds
+from ..training.comparison import Line, training_seconds
 from ..training.profiling import StepCost, measure_step
 from ..training.run import run
 from .dataset import make_digits
-from .results import EQUAL_TIME, FULL, Row, print_table, row_of, write_csv
+from .results import EQUAL_TIME, FULL, line_of_demo, print_table, write_results
 from .runs import fit
 from .summary import write_summary
 
 STEPS = 600
 INHERIT, FGD = ("--config", "digits_inherit.yaml"), ("--config", "digits_fgd.yaml")
 # What is laid over digits_student.yaml.
-METHODS = {
+SETTINGS = {
     "alone": (),
     "inherited": INHERIT,
     "FGD": FGD,
@@ -51,14 +51,14 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.train_teacher:
         train_teacher(data, options.workers)
     command = shlex.join(["python", "-m", "fgd_distill.digits.demo", *(sys.argv[1:] if args is None else args)])
-    rows = [evaluate_teacher(data, options.workers)]
+    lines = [evaluate_teacher(data, options.workers)]
     for seed in options.seeds:
-        rows += compare(data, seed, options)
+        lines += compare(data, seed, options)
         if options.output:  # after each seed, so that a long comparison that is cut short is not lost
-            write_csv(rows, options.output, command)
+            write_results(lines, options.output, command)
             if options.all:
                 write_summary(options.output)
-    print_table(rows)
+    print_table(lines)
     if options.output:
         print(f"\nwrote {options.output}")
 
@@ -84,7 +84,7 @@ def train_teacher(data: Path, workers: int = 1) -> None:
     export_student(str(checkpoint), str(PACKAGE_WEIGHTS / "digits_teacher.pt"), dtype="float16")
 
 
-def evaluate_teacher(data: Path, workers: int = 1) -> Row:
+def evaluate_teacher(data: Path, workers: int = 1) -> Line:
     """The shipped teacher's metrics on the validation images."""
     cli = run(
         [
@@ -97,26 +97,26 @@ def evaluate_teacher(data: Path, workers: int = 1) -> Row:
             "--verbose=false",
         ]
     )
-    return row_of("teacher", None, 0, cli)
+    return line_of_demo("teacher", None, cli)
 
 
-def compare(data: Path, seed: int, options: argparse.Namespace) -> list[Row]:
-    """One student for each method, with the same initialisation, images and number of steps."""
-    rows, cost = [], None
-    for method in METHODS if options.all else SHOWN:
-        print(f"\n{method}, seed {seed}", flush=True)
-        cli = fit(data, seed, options.steps, METHODS[method], options.workers)
+def compare(data: Path, seed: int, options: argparse.Namespace) -> list[Line]:
+    """One student for each setting, with the same initialisation, images and number of steps."""
+    lines, cost = [], None
+    for setting in SETTINGS if options.all else SHOWN:
+        print(f"\n{setting}, seed {seed}", flush=True)
+        cli = fit(data, seed, options.steps, SETTINGS[setting], options.workers)
         cost = step_cost(cli)
-        rows.append(row_of(method, seed, options.steps, cli, training_seconds(cli), cost))
-        print(f"AP {rows[-1].metrics['AP']:.1f} after {rows[-1].seconds:.0f} s")
+        lines.append(line_of_demo(setting, seed, cli, training_seconds(cli), cost))
+        print(f"AP {float(lines[-1]['AP']):.1f} after {float(lines[-1]['seconds']):.0f} s")
     if options.all and cost is not None:
         # What the distilled student's time buys without a teacher. From steps timed in turn, not from the two runs'
         # wall times: those also tell what else the machine did meanwhile.
         steps = round(options.steps * cost.step / cost.student)
         print(f"\n{EQUAL_TIME}, seed {seed}: {steps} steps", flush=True)
         cli = fit(data, seed, steps, (), options.workers)
-        rows.append(row_of(EQUAL_TIME, seed, steps, cli, training_seconds(cli)))
-    return rows
+        lines.append(line_of_demo(EQUAL_TIME, seed, cli, training_seconds(cli)))
+    return lines
 
 
 def step_cost(cli: LightningCLI) -> StepCost | None:

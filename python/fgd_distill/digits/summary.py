@@ -10,7 +10,8 @@ from pathlib import Path
 from ..csv_files import read_csv
 from ..errors import FGDValueError
 from ..files import write_text
-from .results import EQUAL_TIME, FULL, METRICS
+from ..training.comparison import Line
+from .results import COLUMNS, COST, EQUAL_TIME, FULL, METRICS
 
 PAGE = """# Digits students
 
@@ -35,13 +36,11 @@ AP gained, a number for each of the seeds {seeds}:
 
 {gains}
 """
-Line = dict[str, str]
-NUMBERS = ("seed", "steps", *METRICS, "seconds", "step_ms", "fgd_loss_share", "teacher_share")
-COLUMNS = ("method", "command", "machine", "versions", *NUMBERS)
+NUMBERS = ("seed", "steps", "parameters", *METRICS, "seconds", *COST)
 
 
 def write_summary(path: str | Path) -> Path:
-    """Writes the mean and range over the seeds of each method, and the gains seed by seed.
+    """Writes the mean and range over the seeds of each setting, and the gains seed by seed.
 
     Args:
         path: a CSV file of the demo.
@@ -57,14 +56,14 @@ def write_summary(path: str | Path) -> Path:
     _, lines = read_csv(path, "the demo's results", columns=COLUMNS, numbers=NUMBERS)
     if not lines:
         raise FGDValueError(f"{path}: expected the demo's rows, found none")
-    methods = list(dict.fromkeys(line["method"] for line in lines))
+    settings = list(dict.fromkeys(line["setting"] for line in lines))
     page = PAGE.format(
         command=lines[0]["command"],
         machine=lines[0]["machine"],
         versions=lines[0]["versions"].replace(" ", ", ").replace("==", " "),
         full=FULL,
         equal=EQUAL_TIME,
-        rows="\n".join(_row([line for line in lines if line["method"] == method]) for method in methods),
+        rows="\n".join(_row([line for line in lines if line["setting"] == setting]) for setting in settings),
         seeds=", ".join(_seeds(lines)),
         gains="\n".join(_gains(lines)),
     )
@@ -77,7 +76,7 @@ def _row(lines: list[Line]) -> str:
     scores = _numbers(lines, "AP")
     steps = sorted({int(line["steps"]) for line in lines if line["steps"]})
     cells = [
-        lines[0]["method"],
+        lines[0]["setting"],
         str(len(_seeds(lines)) or ""),
         " to ".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
         _mean(lines, "AP", 1),
@@ -94,7 +93,7 @@ def _row(lines: list[Line]) -> str:
 
 
 def _gains(lines: list[Line]) -> list[str]:
-    scores = {(line["method"], line["seed"]): float(line["AP"]) for line in lines}
+    scores = {(line["setting"], line["seed"]): float(line["AP"]) for line in lines}
     gains = []
     compared = [(FULL, "inherited"), ("FGD", "alone"), ("FGD", EQUAL_TIME), (FULL, "alone"), (FULL, EQUAL_TIME)]
     for better, base in compared:

@@ -33,7 +33,7 @@ def plot_ap(
     A bar's height is the mean over the seeds; the thin line over it spans their range.
 
     Args:
-        results: CSV files: of the demo or the ablations, with one row a method (or setting) and seed, or a training's
+        results: CSV files: of the demo or the ablations, with one row a setting and seed, or a training's
             metrics.csv (or a folder that holds one, or TensorBoard's files), whose last validation counts and whose
             label names it. More than one as '[a, b]', or with labels as '{alone: runs/a, with FGD: runs/b}'.
         methods: which of the methods to show, in this order; all by default.
@@ -96,7 +96,7 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     """The scores in one file, by method.
 
     Args:
-        path: a table with a column ``method`` or ``setting``, or a metrics.csv or a folder that holds one.
+        path: a table with a column ``setting``, or a metrics.csv or a folder that holds one.
         label: names the method of a metrics.csv.
 
     Raises:
@@ -104,9 +104,8 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     """
     if path.is_file() and not path.name.startswith(EVENTS):
         _, rows = read_csv(path, "results of the demo or the ablations, or a metrics.csv", numbers=GROUPS, growing=True)
-        for column in ("method", "setting"):
-            if rows and column in rows[0]:
-                return _of_table(path, rows, column)
+        if rows and "setting" in rows[0]:
+            return _of_table(path, rows)
     metrics = read_metrics(metrics_file(path))
     last = {name: [metrics[f"val/{name}"][1][-1]] for name in GROUPS if f"val/{name}" in metrics}
     if "AP" not in last:
@@ -114,13 +113,13 @@ def read_ap(path: Path, label: str) -> dict[str, Scores]:
     return {label: last}
 
 
-def _of_table(path: Path, rows: list[dict[str, str]], column: str) -> dict[str, Scores]:
+def _of_table(path: Path, rows: list[dict[str, str]]) -> dict[str, Scores]:
     missing = [name for name in GROUPS if name not in rows[0]]
     if missing:
         raise FGDValueError(f"{path}: expected the columns {list(GROUPS)}, missing are {missing}")
     scores: dict[str, Scores] = {}
     for row in rows:
-        of_method = scores.setdefault(row[column], {name: [] for name in GROUPS})
+        of_method = scores.setdefault(row["setting"], {name: [] for name in GROUPS})
         for name in GROUPS:
             of_method[name].append(float(row[name] or "nan"))
     return scores
