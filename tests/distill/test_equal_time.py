@@ -1,8 +1,10 @@
 """Every setting of ``fgd_distill.digits.equal_time`` gets the same time, and is what its name says."""
 
+import re
+
 import pytest
 
-from fgd_distill.digits.equal_time import KEPT, SETTINGS, _stepper, equal_steps, overlay_of
+from fgd_distill.digits.equal_time import KEPT, SETTINGS, _stepper, equal_steps, overlay_of, table
 from fgd_distill.training.run import DistillCLI
 
 COSTS = {setting: 0.2 + 0.03 * number for number, setting in enumerate(SETTINGS)} | {"FGD": 0.35, KEPT: 0.21}
@@ -30,3 +32,12 @@ def test_a_step_with_kept_maps_is_timed_with_kept_maps(digits, tmp_path):
     step = _stepper(digits, [*overlay_of(KEPT, tmp_path), "--data.batch_size=2"])
     step(0)
     assert list(tmp_path.iterdir())
+
+
+def test_the_table_has_gains_seed_by_seed():
+    found = [("alone", "0", 10.0), ("alone", "1", 20.0), ("FGD", "1", 23.0), ("FGD", "0", 12.0), (KEPT, "0", 15.0)]
+    lines = [{"setting": s, "seed": n, "steps": "8", "AP": f"{ap}", "step_ms": "9.5"} for s, n, ap in found]
+    _, alone, fgd, kept = (re.split(r"\s{2,}", line.strip()) for line in table(lines))
+    assert alone == ["alone", "9.5", "8", "2", "15.0", "10.0 to 20.0"]
+    assert fgd == ["FGD", "9.5", "8", "2", "17.5", "12.0 to 23.0", "+2.5"]
+    assert kept[-1] == "+5.0"

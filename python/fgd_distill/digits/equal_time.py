@@ -17,7 +17,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ import torch
 from ..data.evaluation import METRICS
 from ..files import write_text
 from ..machine import machine
+from ..text_table import aligned
 from ..training.comparison import Line, Trainings, line_of
 from ..training.run import DistillCLI
 from .dataset import make_digits
@@ -151,6 +152,21 @@ def main() -> None:
         step_ms = f"{1000 * costs[setting]:.1f}" if costs else ""
         trainings.add(line | {"step_ms": step_ms, "machine": machine(), "versions": versions()})
         print(f"{setting}, seed {seed}: AP {line['AP']} after {line['steps']} steps", flush=True)
+    print("", *table(trainings.shown(args.settings, args.seeds)), "", f"{path} has every training", sep="\n")
+
+
+def table(lines: Sequence[Line]) -> list[str]:
+    """A line a setting: what a step costs, steps, mean and range of AP over the seeds, and the mean gain."""
+    rows = [["", "a step, ms", "steps", "seeds", "AP", "range", "gain over alone"]]
+    alone = {line["seed"]: float(line["AP"]) for line in lines if line["setting"] == "alone"}
+    for setting in dict.fromkeys(line["setting"] for line in lines):
+        found = [line for line in lines if line["setting"] == setting]
+        scores = {line["seed"]: float(line["AP"]) for line in found}
+        gains = [score - alone[seed] for seed, score in scores.items() if seed in alone]
+        mean, span = statistics.mean(scores.values()), f"{min(scores.values()):.1f} to {max(scores.values()):.1f}"
+        gain = f"{statistics.mean(gains):+.1f}" if gains and setting != "alone" else ""
+        rows.append([setting, found[0]["step_ms"], found[0]["steps"], str(len(found)), f"{mean:.1f}", span, gain])
+    return aligned(rows)
 
 
 if __name__ == "__main__":
