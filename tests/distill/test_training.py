@@ -167,6 +167,13 @@ def test_trainer_options_that_do_not_fit_each_other(fit_args, tmp_path):
         main(fraction)
 
 
+def test_a_warm_up_of_a_single_step(fit_args, tmp_path):
+    """OneCycleLR divides by its steps less one."""
+    with pytest.raises(SystemExit, match="fgd-distill fit: lr_scheduler: expected a schedule .* change pct_start"):
+        main(fit_args(tmp_path, steps=10))
+
+
+
 def test_class_zero_is_the_background_of_two_stage_detectors():
     class Data:
         labels = CategoryLabels([0, 1])

@@ -137,7 +137,13 @@ class DetectionModule(pl.LightningModule):
         if self.lr_milestones is not None:
             scheduler: Any = LambdaLR(optimizer, partial(self._lr_factor, self.lr_milestones))
         elif self.make_scheduler is not None:
-            scheduler = self.make_scheduler(optimizer)
+            try:
+                scheduler = self.make_scheduler(optimizer)
+            except ZeroDivisionError as error:  # of OneCycleLR
+                raise FGDValueError(
+                    "lr_scheduler: expected a schedule that PyTorch can follow, got one with a phase of a single step "
+                    "(OneCycleLR's warm-up has total_steps x pct_start steps); train for longer, or change pct_start"
+                ) from error
             _check_total_steps(scheduler, self.trainer.max_steps)
         else:
             return optimizer
