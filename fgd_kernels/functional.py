@@ -44,6 +44,17 @@ def fgd_loss(
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], Tensor]:
     """The FGD loss (the paper's (9), (10) and (12)) of one level or of a whole pyramid.
 
+    Of one image and level, with d = F_t - F_s, the teacher's features less the student's, at channel c and pixel p:
+
+        loss_fgd_fg         alpha · Σ_pc  A_S[p] · A_C[c] · d²  / area of the object over p;  0 outside of objects
+        loss_fgd_bg         beta · Σ_pc  A_S[p] · A_C[c] · d²  / number of background pixels;  0 inside of objects
+        loss_fgd_attention  gamma · (Σ_p |A_S[p] - the student's| + Σ_c |A_C[c] - the student's|)
+        loss_fgd_global     lambda_ · Σ_pc  (R(F_t) - R(F_s))²
+
+    A_S = H·W · softmax_p(mean_c |F_t| / T) and A_C = C · softmax_c(mean_p |F_t| / T) are the teacher's attentions (7)
+    and (8). Where objects overlap the smallest counts. R adds to the features what each network's own GcBlock makes of
+    them, one vector for all pixels. Levels are added up, images averaged.
+
     Args:
         student: features (N, C, H, W), or a list of them, one a level; N and device are common to all levels,
             C, H and W are each level's own. float32, float16, bfloat16 (summed in float32) or float64; contiguous

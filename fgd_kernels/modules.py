@@ -95,7 +95,7 @@ class FGDLevel(nn.Module):
 
 
 class FGDLoss(nn.Module):
-    """Focal and global distillation over a feature pyramid.
+    """Focal and global distillation over a feature pyramid; `fgd_loss` has the equations.
 
     Its parameters (align convolutions and GcBlocks) are trained with the student: hand them to the optimizer.
 
@@ -104,9 +104,9 @@ class FGDLoss(nn.Module):
         teacher_channels: the same for the teacher. Where they differ, a 1x1 convolution aligns the student.
         num_levels: number of levels; 5 if both channel arguments are single numbers.
         preset: 'two_stage', 'one_stage_anchor' or 'one_stage_anchor_free': the paper's weights (section 4.2).
-        alpha, beta, gamma, lambda_, temperature: each overrides the preset. They fit the paper's detectors; for
+        alpha, beta, gamma, lambda_, temperature: each overrides the preset, whose values fit the paper's detectors; for
             other models `fgd-distill calibrate` finds them (docs/guides/weights.md).
-        level_weights: one factor a level, or 'inverse_area' for 1 / (H·W) of each level.
+        level_weights: one factor a level, or 'inverse_area' for 1 / (H·W) of each level; None for 1.
         attention: 'both', 'spatial', 'channel' or 'none' (the paper's table 5).
         split: False distils each image as one area, weighted by beta (table 1).
         relation: 'gc' for GcBlocks in the global term; 'non_local' for Non-local blocks (table 6), outside of the fused
@@ -171,6 +171,12 @@ class FGDLoss(nn.Module):
             student_features: one (N, C_s, H, W) a level.
             teacher_features: one (N, C_t, H, W) a level, without gradient.
             boxes, image_sizes, foreground, validate, return_levels: see `fgd_loss`.
+
+        Returns:
+            As `fgd_loss`: four 0-dim tensors by name; with `return_levels` a pair of them and of each level's (L, 4).
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `fgd_loss`; or the channels are not those of the constructor.
         """
         if isinstance(student_features, Tensor | Mapping) or not isinstance(student_features, Sequence):
             got = type(student_features).__name__
@@ -267,6 +273,9 @@ class FeatureLoss(FGDLevel):
             gt_bboxes: one tensor (n_i, 4) an image, x1, y1, x2, y2 in pixels.
             img_metas: one mapping an image; of its keys 'batch_input_shape', 'pad_shape' and 'img_shape' the first
                 that is there gives the height and width of the frame that the feature map covers.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `fgd_loss`.
         """
         if not isinstance(preds_T, Tensor):
             raise FGDTypeError(f"preds_T: expected a tensor (N, C_t, H, W), got {type(preds_T).__name__}")

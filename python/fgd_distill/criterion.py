@@ -29,12 +29,12 @@ class FGDConfig:
     Args:
         preset: ``two_stage``, ``one_stage_anchor`` or ``one_stage_anchor_free``: the paper's values.
         alpha, beta, gamma, lambda_: weights of the foreground, background, attention and global term.
-        temperature: of the attentions.
-        level_weights: one factor a level, or ``inverse_area``.
+        temperature: T of the attentions; the smaller, the more their strongest pixels and channels count.
+        level_weights: one factor a level, or ``inverse_area`` for 1 / (H·W) of each; None for 1.
         attention: ``both``, ``spatial``, ``channel`` or ``none`` (the paper's table 5).
         split: false distils fore- and background as one area, weighted by beta (table 1).
         relation: of the global term: ``gc``, ``non_local`` (table 6, dear) or ``none``.
-        backend: which kernels compute it.
+        backend: which kernels compute it: ``auto``, or one of ``fgd_kernels.backends()``.
         normalise: ``detector`` keeps each term at a share of the detector's own loss, by moving averages, in place of
             the four weights, which then have to be None.
         shares: with it, what all terms together are, as a multiple of the detector's own loss, or what each is: fg, bg,

@@ -25,7 +25,7 @@ class Schedule:
             so its weight stays.
 
     Raises:
-        TypeError, ValueError: an argument is no such number of steps.
+        TypeError, ValueError: an argument is no such number, or out of range; the message names it.
     """
 
     start: int = 0

@@ -75,7 +75,11 @@ class FGDTrainer(DetectionTrainer):
                 first step, as ``fgd-distill calibrate`` does: all terms together are three times the detector's own
                 loss then. A number is another multiple, such as 1 for a student that begins with random weights. None
                 takes those of the settings.
-            settings: as ``fgd_distill.distil`` takes them: ``preset``, ``layers``, ``alpha`` and so on.
+            settings: as ``fgd_distill.distil`` takes them: ``preset``, ``layers``, ``alpha`` and so on. They are
+                checked when a training begins.
+
+        Raises:
+            ValueError: ``weights`` is neither ``calibrate`` nor a number from 0.4 to 8.
         """
         return type(cls.__name__, (cls,), {"teacher": teacher, "settings": settings, "total": total_of(weights)})
 

@@ -125,7 +125,8 @@ def test_settings_that_would_silently_do_nothing(teacher_file):
 
 def test_help_and_unknown_commands(capsys):
     cli.main(["--help"])
-    assert "digits_fgd.yaml" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "digits_fgd.yaml" in told and max(map(len, told.splitlines())) <= 120
     with pytest.raises(SystemExit, match="expected one of the commands fit, validate.*got 'train'"):
         cli.main(["train"])
 
@@ -148,6 +149,7 @@ def test_help_of_the_tools_names_the_command(capsys, command):
     told = capsys.readouterr().out
     assert told.startswith(f"usage: fgd-distill {command}")
     assert len(told.splitlines()) < 60 and max(map(len, told.splitlines())) <= 120
+    assert not re.findall(r"default: [A-Z_]+\)", told)  # a constant's name tells nothing
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help-all"])
     parsers = capsys.readouterr().out
@@ -157,11 +159,15 @@ def test_help_of_the_tools_names_the_command(capsys, command):
     assert known == set(re.findall(r"^  (--[a-z_]+)", told, re.M))
 
 
-@pytest.mark.parametrize(("command", "option"), [("calibrate", "--total"), ("profile", "--warmup")])
-def test_help_of_what_takes_a_configuration_begins_with_its_own_options(capsys, command, option):
+@pytest.mark.parametrize(
+    ("command", "option", "default"),
+    [("calibrate", "--total", "3.0"), ("calibrate", "--low, --high", "0.1, 2.0"), ("profile", "--warmup", "3")],
+)
+def test_help_of_what_takes_a_configuration_begins_with_its_own_options(capsys, command, option, default):
     cli.main([command, "--help"])
     told = capsys.readouterr().out
-    assert option in told and "fgd-distill fit --help" in told and len(told.splitlines()) < 30
+    assert "fgd-distill fit --help" in told and len(told.splitlines()) < 30
+    assert re.search(rf"^  {option} .*\(default: {default}\)$", told, re.M)
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "calibrate", "profile"])

@@ -37,7 +37,7 @@ class Calibration:
         ratios: ``preset`` keeps its ratios as far as ``low`` and ``high`` allow, ``equal`` gives each term one share.
         temperature: T to find the weights for; None proposes one.
         total: all terms together, as a multiple of the detector's own loss.
-        low, high: each term, as a multiple of the detector's own loss.
+        low, high: bounds of each term, as multiples of the detector's own loss.
         output: the YAML file to write.
     """
 

@@ -38,9 +38,9 @@ class Comparison:
     """What ``fgd-distill compare`` takes besides the configuration of ``fit``.
 
     Args:
-        seeds: one training of each setting for each, as in --seeds 0 1 2.
-        settings: some of 'alone', 'inherited', 'distilled', 'both' and 'alone, equal time'; the last is trained for as
-            long as the slowest other took, and needs 'alone'.
+        seeds: one training of each setting for each, as in --seeds 0 1 2, which is the default.
+        settings: some of 'alone', 'inherited', 'distilled', 'both' and 'alone, equal time', by default all of them; the
+            last is trained for as long as the slowest other took, and needs 'alone'.
         output: the CSV file of the trainings, one line each; the picture is written beside it, with the suffix .png.
     """
 

@@ -95,8 +95,12 @@ class Argument:
         if self.default is None and not self.is_positional:
             noted.append("required")
         elif self.default not in (None, "None"):
-            noted.append(f"default: {self.default.strip(chr(39))}")
+            noted.append(_default_note(self.default))
         return [f"({'; '.join(noted)})"] if noted else []
+
+
+def _default_note(default: str) -> str:
+    return f"default: {default.strip(chr(39))}"
 
 
 def help_page(command: str, function: str) -> str:
@@ -113,7 +117,7 @@ def help_page(command: str, function: str) -> str:
     documented = _docstring(function)
     summary = textwrap.fill(_plain(documented.description), 118)
     if command in OWN:
-        options = "\n".join(_rows(_docstring(OWN[command]), dash=True, whole=True))
+        options = "\n".join(_own_rows(OWN[command]))
         return CONFIGURED_PAGE.format(command=command, summary=summary, options=options)
     return _tool_page(command, summary, documented, arguments_of(function))
 
@@ -133,21 +137,38 @@ def _tool_page(command: str, summary: str, documented: Docstring, arguments: lis
             f"or key by key, {detectors[0]}.name fcos_resnet50_fpn\n"
         )
         rows += _rows(_docstring(DETECTOR))
-    return TOOL_PAGE.format(command=command, arguments=" ".join(usage), summary=summary, options="\n".join(rows))
+    page = TOOL_PAGE.format(command=command, arguments=" ".join(usage), summary=summary, options="\n".join(rows))
+    return re.sub(" +$", "", page, flags=re.M).rstrip()  # of a command without options
 
 
 def _section(name: str, documented: Docstring) -> str:
     return "\n".join([f"\n{name}: {_plain(documented.short_description)}", *_rows(documented)]) + "\n"
 
 
-def _rows(documented: Docstring, dash: bool = False, whole: bool = False) -> list[str]:
-    """A line or more for each parameter: its name, and the first sentence or the whole of what it is."""
+def _rows(documented: Docstring) -> list[str]:
+    """A line or more for each parameter: its name, and the first sentence of what it is."""
     rows = []
     for parameter in documented.params:
-        sentence, stop, rest = _plain(parameter.description).partition(". ")
-        names = parameter.arg_name
-        names = ", ".join(f"--{name}" for name in names.split(", ")) if dash else names
-        rows.append(_row(names, sentence + stop + rest if whole else sentence + stop.rstrip()))
+        sentence, stop, _ = _plain(parameter.description).partition(". ")
+        rows.append(_row(parameter.arg_name, sentence + stop.rstrip()))
+    return rows
+
+
+def _own_rows(source: str) -> list[str]:
+    """The options that a class's fields become, with all that is said of them and their defaults."""
+    module, _, _ = source.partition(":")
+    stated = {
+        field.target.id: ast.unparse(_looked_up(field.value, module))
+        for field in definition(source).body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value is not None
+    }
+    rows = []
+    for parameter in _docstring(source).params:
+        names = parameter.arg_name.split(", ")
+        defaults = [stated[name] for name in names if name in stated]
+        told = [value for value in defaults if value != "None" and "(" not in value]  # of a call, the description tells
+        note = f" ({_default_note(', '.join(told))})" if told else ""
+        rows.append(_row(", ".join(f"--{name}" for name in names), _plain(parameter.description) + note))
     return rows
 
 
@@ -166,8 +187,9 @@ def _docstring(source: str) -> Docstring:
 def arguments_of(source: str) -> list[Argument]:
     stated = definition(source)
     assert isinstance(stated, ast.FunctionDef)
-    found = stated.args.args
-    defaults = [None] * (len(found) - len(stated.args.defaults)) + [ast.unparse(d) for d in stated.args.defaults]
+    found, module = stated.args.args, source.partition(":")[0]
+    given = [ast.unparse(_looked_up(default, module)) for default in stated.args.defaults]
+    defaults = [None] * (len(found) - len(given)) + given
     return [
         Argument(arg.arg, ast.unparse(arg.annotation) if arg.annotation else "", default)
         for arg, default in zip(found, defaults, strict=True)
@@ -177,8 +199,27 @@ def arguments_of(source: str) -> list[Argument]:
 def definition(source: str) -> ast.ClassDef | ast.FunctionDef:
     """The class or function that ``module:name`` names, relative to this package."""
     module, _, name = source.partition(":")
-    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _statements(module):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return node
-    raise LookupError(f"{path}: expected a class or function {name}, found none")
+    raise LookupError(f"{module}: expected a class or function {name}, found none")
+
+
+def _statements(module: str) -> list[ast.stmt]:
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def _looked_up(value: ast.expr, module: str) -> ast.expr:
+    """A default's value: of a constant of the module, or of a field of a class that it imports; else as it is."""
+    for node in _statements(module):
+        if isinstance(node, ast.Assign) and isinstance(value, ast.Name) and ast.unparse(node.targets[0]) == value.id:
+            return node.value
+        if isinstance(node, ast.ImportFrom) and isinstance(value, ast.Attribute) and node.module and node.level:
+            imported = ast.unparse(value.value)
+            if imported in [alias.name for alias in node.names]:
+                home = ".".join([*module.split(".")[: -node.level], node.module])
+                for field in definition(f"{home}:{imported}").body:
+                    if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == value.attr and field.value:
+                        return field.value
+    return value

@@ -71,8 +71,7 @@ USAGE = """usage: fgd-distill <command> [options]      (fgd-distill <command> --
 
 {commands}
 
-{configured} take --config FILE, more than once: later files and options win. Files shipped with the
-package are found by their names:
+{configured}
 
 {configs}
 """
@@ -134,7 +133,11 @@ def usage() -> str:
     names = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yaml")))
     return USAGE.format(
         commands="\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
-        configured=f"{', '.join(configured[:-1])} and {configured[-1]}",
+        configured=textwrap.fill(
+            f"{', '.join(configured[:-1])} and {configured[-1]} take --config FILE, more than once: later files and "
+            "options win. Files shipped with the package are found by their names:",
+            118,
+        ),
         configs=textwrap.fill(names, 116, initial_indent="  ", subsequent_indent="  "),
     )
 

@@ -55,8 +55,9 @@ class DetectorConfig:
     """A detector as a configuration file describes it.
 
     Args:
-        name: one of ``detector_names()``, such as ``retinanet_resnet50_fpn``; or your own ``module:function``. It is
+        name: as torchvision names it, such as ``retinanet_resnet50_fpn``; or your own ``module:function``. That is
             called with ``num_classes`` and ``options``, and returns a detector that has an adapter.
+            ``detector_names()`` lists the former.
         num_classes: classes counted as torchvision counts them: the largest category id plus one.
         weights: a file with the detector's state dict; ``package:<file>`` names one shipped with fgd_distill.
             None leaves the random initialisation.
