@@ -13,8 +13,8 @@ _PAGE = """# Accuracy
 In each of the four terms and in every gradient a backend may be wrong by twice what the float32 reference is wrong on
 the same inputs, and by a unit in the last place on top; float64 judges both. A single error is luck, so the reference
 is asked in several orders of its sums (channels and pixels permuted, memory laid out otherwise), and its largest error
-counts: 4 orders, and 32 before an error is called one (`devtools/accuracy/budget.py`). What float64 itself changes by in
-other orders is granted, too. A *ratio* is the error over that budget: at most 1 is allowed.
+counts: 4 orders, and 32 before an error is called one (`devtools/accuracy/budget.py`). What float64 itself changes by
+in other orders is granted, too. A *ratio* is the error over that budget: at most 1 is allowed.
 
 The tables are those of the fuzz campaign, random calls of the loss: 1 to 520 channels, one or two levels, float16,
 bfloat16, float32 and mixed types, NCHW and channels_last, slices of larger tensors, 0 to 40 boxes an image, T from
@@ -52,8 +52,8 @@ Features are multiplied and added in float32, and what would lose digits there i
 
 ## What can be above 1, and why
 
-Of 20,000 cases 16 have a result above 1 (one in 1,250), of the control's 2,858 cases seven (one in 400). A case is named
-by seed and index, 1/1929.
+Of 20,000 cases 16 have a result above 1 (one in 1,250), of the control's 2,858 cases seven (one in 400). A case is
+named by seed and index, 1/1929.
 
 - **Maps that have hardly another order.** One to three numbers can be summed in few ways, and there the reference may
   be exact by luck. 1/1929 (20 for the global term, whose squares of roundings it hits), 1/1005, 1/8277, 1/10002,

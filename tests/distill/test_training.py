@@ -173,7 +173,6 @@ def test_a_warm_up_of_a_single_step(fit_args, tmp_path):
         main(fit_args(tmp_path, steps=10))
 
 
-
 def test_class_zero_is_the_background_of_two_stage_detectors():
     class Data:
         labels = CategoryLabels([0, 1])
