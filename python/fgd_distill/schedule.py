@@ -19,7 +19,7 @@ class Schedule:
         start: the step, counted from 0, at which distillation begins.
         ramp: steps from 0 to 1; 0 begins with the full loss.
         stop: the first step without distillation; None never ends it.
-        every: of so many steps distils in the last, with so many times the loss. The others need no teacher.
+        every: distils in one step of so many, the last, with so many times the loss. The others need no teacher.
         part: of each batch's images that is distilled, 0 < part <= 1, at least one. It is a run of neighbours that
             moves on from one step to the next. The teacher sees no others. The loss is a mean over images,
             so its weight stays.

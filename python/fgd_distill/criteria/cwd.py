@@ -11,6 +11,8 @@ from .base import Channels, FeatureCriterion, Level, align_convolutions, checked
 class CWDLoss(FeatureCriterion):
     """The Kullback-Leibler divergence between the teacher's and the student's softmax over the pixels of a channel.
 
+    A mean over channels and images, summed over the levels.
+
     Args:
         student_channels, teacher_channels, num_levels: as ``FGDLoss`` takes them.
         weight: of the loss.

@@ -12,7 +12,8 @@ from .base import Channels, FeatureCriterion, Level, align_convolutions, checked
 class MGDLoss(FeatureCriterion):
     """The squared difference of the teacher's map and what two convolutions make of the student's with pixels masked.
 
-    Which pixels is random in every call; seed torch to repeat it.
+    Summed over channels, pixels and levels, a mean over images. Which pixels are masked is random in every call; seed
+    torch to repeat it.
 
     Args:
         student_channels, teacher_channels, num_levels: as ``FGDLoss`` takes them.

@@ -11,8 +11,8 @@ from .base import Channels, FeatureCriterion, Level, align_convolutions, run, su
 class PKDLoss(FeatureCriterion):
     """Half the mean squared difference of maps that are normalised channel by channel: 1 − r, Pearson's correlation.
 
-    Magnitudes do not count, so one weight serves pairs of all kinds: the authors take 6 for two-stage detectors and
-    10 for others.
+    Summed over the levels. Magnitudes do not count, so one weight serves pairs of all kinds: the authors take 6 for
+    two-stage detectors and 10 for others.
 
     Args:
         student_channels, teacher_channels, num_levels: as ``FGDLoss`` takes them.
