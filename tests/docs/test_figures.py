@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fgd_distill.digits.equal_time import KEPT, SETTINGS
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 CONTENDERS = {
@@ -127,6 +129,27 @@ def test_digits():
     low, high = re.search(r"the loss (\d+)\s+to (\d+)%", text).groups()
     assert_shown(low, 100 * min(losses))
     assert_shown(high, 100 * max(losses))
+
+
+def test_equal_time():
+    rows = rows_of("digits_equal_time.csv")
+    scores = {}
+    for row in rows:
+        scores.setdefault(row["setting"], []).append(float(row["AP"]))
+    mean = {setting: statistics.mean(found) for setting, found in scores.items()}
+    page = (ROOT / "docs" / "performance.md").read_text().split("### At equal time")[1].split("\n## ")[0]
+    found = table(page, mean)
+    assert [name for name, *_ in found] == list(SETTINGS) == list(mean)
+    for name, step, steps, ap, span, gain in found:
+        assert {(step, steps)} == {(f"{float(r['step_ms']):.0f}", r["steps"]) for r in rows if r["setting"] == name}
+        assert_shown(ap, mean[name])
+        assert span == f"{min(scores[name]):.1f} to {max(scores[name]):.1f}"
+        assert gain == ("" if name == "alone" else f"{mean[name] - mean['alone']:+.1f}")
+    readme = (ROOT / "README.md").read_text().split("At equal time:")[1]
+    ((alone, *distilled),) = table(readme, {f"{mean['alone']:.1f}"})
+    shown = ["alone", "FGD", "FGD, teacher in bfloat16", KEPT]
+    for text, setting in zip([alone, *distilled], shown, strict=True):
+        assert_shown(text, mean[setting])
 
 
 def test_other_losses():
