@@ -165,3 +165,8 @@ FGD_DEVICE void write_sums(const Sums<Z, K> (&sum)[Z::kChannels], int channels, 
 }
 
 }  // namespace fgd::cuda::nchw_wide
+
+// X(variant, type, columns, channels of a thread)
+#define FGD_NCHW_WIDE_512(X) X(512_f32, float, 4, 8) X(512_f16, __half, 4, 8) X(512_bf16, __nv_bfloat16, 4, 8)
+#define FGD_NCHW_WIDE_1024(X) X(1024_f32, float, 2, 8) X(1024_f16, __half, 2, 8) X(1024_bf16, __nv_bfloat16, 2, 8)
+#define FGD_NCHW_WIDE_2048(X) X(2048_f32, float, 2, 16) X(2048_f16, __half, 2, 16) X(2048_bf16, __nv_bfloat16, 2, 16)

@@ -15,8 +15,7 @@ CUDA = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda-tests"
 ARCHITECTURE = "sm_80"  # its PTX is what later architectures can assemble, too
 UNITS = (
-    "forward_nchw_wide",
-    "backward_nchw_wide",
+    *(f"{step}_nchw_wide_{channels}" for step in ("forward", "backward") for channels in (512, 1024, 2048)),
     "forward_nhwc_wide",
     "backward_nhwc_wide",
     "forward_nchw",

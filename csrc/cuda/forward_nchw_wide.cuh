@@ -4,6 +4,8 @@
 //   student, teacher  [N][C][P] with any strides of image and channel
 //   maps              [N][kMaps][P]   out: the four logits of every pixel
 //   chunk_sums        [N][chunks]     out: [kSums][C] and the numbers of the softmaxes
+#pragma once
+
 #include "forward_pixels.cuh"
 #include "nchw_wide.cuh"
 
@@ -167,18 +169,8 @@ FGD_DEVICE void forward(const PyramidParams& p) {
 
 }  // namespace fgd::cuda::nchw_wide
 
-using fgd::cuda::PyramidParams;
-
-#define FGD_KERNEL(name, T, columns, channels)                                                                         \
-  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1) name(const __grid_constant__ PyramidParams p) { \
-    fgd::cuda::nchw_wide::forward<fgd::cuda::nchw_wide::Shape<T, columns, channels>>(p);                               \
+#define FGD_NCHW_WIDE_KERNEL(variant, T, columns, channels)                                 \
+  extern "C" __global__ void __launch_bounds__(fgd::cuda::kThreads, 1)                      \
+      fgd_forward_nchw_wide_##variant(const __grid_constant__ fgd::cuda::PyramidParams p) { \
+    fgd::cuda::nchw_wide::forward<fgd::cuda::nchw_wide::Shape<T, columns, channels>>(p);    \
   }
-FGD_KERNEL(fgd_forward_nchw_wide_512_f32, float, 4, 8)
-FGD_KERNEL(fgd_forward_nchw_wide_512_f16, __half, 4, 8)
-FGD_KERNEL(fgd_forward_nchw_wide_512_bf16, __nv_bfloat16, 4, 8)
-FGD_KERNEL(fgd_forward_nchw_wide_1024_f32, float, 2, 8)
-FGD_KERNEL(fgd_forward_nchw_wide_1024_f16, __half, 2, 8)
-FGD_KERNEL(fgd_forward_nchw_wide_1024_bf16, __nv_bfloat16, 2, 8)
-FGD_KERNEL(fgd_forward_nchw_wide_2048_f32, float, 2, 16)
-FGD_KERNEL(fgd_forward_nchw_wide_2048_f16, __half, 2, 16)
-FGD_KERNEL(fgd_forward_nchw_wide_2048_bf16, __nv_bfloat16, 2, 16)
