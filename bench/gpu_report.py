@@ -127,10 +127,15 @@ def executed_triton(dtype: torch.dtype, layout: torch.memory_format) -> dict[str
 # ---- compiled ------------------------------------------------------------------------------------------------------
 
 
+def ptx_for(architecture: str) -> str:
+    """Whose PTX the code of an architecture is assembled from, as in csrc/cuda/build.cmake."""
+    return architecture if architecture == "sm_75" else "sm_80"
+
+
 def compiled_for(unit: str, architectures) -> dict[tuple[str, str], dict]:
     """Registers, spills and shared memory, by (kernel, architecture), of csrc/cuda/<unit>.cu."""
     with tempfile.TemporaryDirectory() as folder:
-        targets = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in architectures]
+        targets = [f"-gencode=arch=compute_{ptx_for(a)[3:]},code={a}" for a in architectures]
         flags = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v", *targets, f"-I{CUDA}", f"-I{CUDA.parent / 'include'}"]
         command = ["nvcc", *flags, "-o", os.path.join(folder, "out.fatbin"), CUDA / f"{unit}.cu"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
@@ -187,7 +192,7 @@ def cuda_rows(architectures) -> list[dict]:
             if step := re.match(r"fgd_(forward|backward)_n", run["kernel"]):
                 row |= predictions(architecture, DTYPES[run["dtype"]].itemsize, PASSES[step[1]], seen)
                 if sass.tool("cuobjdump") and "_wide_" not in run["kernel"]:  # whose loops the model does not know
-                    code = sass.disassembled(ptx_of(f"{step[1]}_{run['layout']}", architecture), architecture)
+                    code = sass.disassembled(ptx_of(f"{step[1]}_{run['layout']}", ptx_for(architecture)), architecture)
                     row |= sass_model.report(run["kernel"], code[run["kernel"]])
             rows.append(row)
     for (kernel, architecture), resources in used.items():  # those of double sums, for gradient checks
