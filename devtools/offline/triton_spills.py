@@ -75,6 +75,12 @@ def kinds() -> dict[str, Kind]:
     return dict(sorted(found.items(), key=lambda item: item[0].count(",")))
 
 
+def named(parts: list[str]) -> list[str]:
+    """The kinds of these names; a part that is no whole name means all kinds that have it in theirs."""
+    every = kinds()
+    return [kind for kind in every if any(part == kind or (part not in every and part in kind) for part in parts)]
+
+
 def one(target: str, name: str) -> list[dict]:
     """Rows of a kind on a target: a task of a process."""
     rows = [{"target": target, "kind": name} | row for row in kinds()[name].compiled(target)]
@@ -97,7 +103,7 @@ def measure(asked: argparse.Namespace) -> bool:
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["kernels"] == state]
     done = {(row["target"], row["kind"]) for row in rows}
-    tasks = [(t, k) for k in kinds() for t in asked.targets if (t, k) not in done and any(m in k for m in asked.kinds)]
+    tasks = [(t, k) for k in named(asked.kinds) for t in asked.targets if (t, k) not in done]
     with path.open("w", newline="") as file, concurrent.futures.ProcessPoolExecutor(asked.jobs) as pool:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -142,7 +148,7 @@ def main() -> None:
     parser.add_argument("--triton", nargs="+", metavar="VERSION", help="instead of the one that is installed")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument(
-        "--kinds", nargs="+", default=[""], metavar="PART", help="those with one of these in their names"
+        "--kinds", nargs="+", default=[""], metavar="NAME", help="those of these names, or with such a part in theirs"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--again", action="store_true", help="compile what is in the file, too")

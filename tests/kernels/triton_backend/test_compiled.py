@@ -66,6 +66,12 @@ def test_no_spills_of_other_kinds(target, kind):
         assert row["spilled"] == 0, row
 
 
+def test_kinds_are_asked_for_by_name_or_by_a_part_of_it():
+    assert triton_spills.named(["bfloat16, NCHW"]) == ["bfloat16, NCHW"]
+    assert len(triton_spills.named(["1024 channels"])) == 5
+    assert triton_spills.named([""]) == list(KINDS)
+
+
 @pytest.fixture
 def on_the_emulator(monkeypatch):
     """The backend takes CPU tensors and launches on an emulator of that target."""
