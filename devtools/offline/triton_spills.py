@@ -6,7 +6,7 @@
 Another Triton compiles with the torch that is installed: what torch brings makes no difference to a compiler. It takes
 up to 1 GB and is left where it is for the next time. Rows are written as they come to
 build/triton/spills-<version>.csv; what is there is not compiled again, unless --again is given or a kernel has changed.
-The last line counts kernels and those that spill, and has the most bytes. No GPU is needed. Ends with 1 where one spills.
+The last line counts kernels and those that spill, with the most bytes. No GPU is needed. Ends with 1 where any spills.
 """
 
 import argparse
