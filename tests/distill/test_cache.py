@@ -2,12 +2,15 @@ import io
 import json
 import math
 import random
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from fgd_distill.distiller import DetectionDistiller
+from fgd_distill.errors import FGDError
 from fgd_distill.training.run import run
 from fgd_distill.training.teacher_cache import CacheConfig, TeacherCache, teacher_fingerprint
 
@@ -70,6 +73,13 @@ def test_files_hold_one_image_each_and_no_more(tmp_path):
     cache_in(tmp_path, dtype="float32").features(*batch_of(*range(1, 9), size=64), Teacher())
     sizes = [path.stat().st_size for path in (tmp_path / "maps").iterdir()]
     assert len(sizes) == 8 and max(sizes) < 4 * (2 * 64 * 64 + 32 * 32) + 5000
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/maps-of-a-teacher")):
+        with pytest.raises(FGDError, match=f"{re.escape(str(folder))}: .*(could not be written|expected a folder)"):
+            cache_in(folder).features(*batch_of(1), Teacher())
 
 
 def test_another_teacher_other_layers_or_another_type_are_refused(tmp_path):

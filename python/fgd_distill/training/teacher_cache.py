@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import FGDFileExistsError, FGDOSError, FGDTypeError, FGDValueError
-from ..files import remove_stale, write_bytes, write_text
+from ..files import remove_stale, write_bytes, write_text, writing
 from ..processes import process_rank
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,8 @@ class TeacherCache:
         """Height and width of the padded batch, in pixels."""
         self.shapes: list[list[int]] = []
         """(C, H, W) of each level, as soon as ``frame`` is known."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FGDFileExistsError(f"{self.folder}: expected a folder or none yet, found a file")
         remove_stale(self.folder)
         remove_stale(self.folder / MAPS)
         found = self._stored_manifest()
@@ -194,7 +196,8 @@ class TeacherCache:
         if self.frame is not None:
             return
         size = self.images * self.config.forms * sum(level[0].numel() for level in fresh) * self.dtype.itemsize
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         told = f"{self.images} images in {self.folder} need {size / 1e9:.3g} GB as {self.config.dtype}"
         if size > min(free, self.config.max_gb * 1e9):
