@@ -4,6 +4,7 @@
     python -m bench.gpu_report_triton --json FILE     the same rows, to a file
     python -m bench.gpu_report_triton --targets 90 gfx942 --features bfloat16
     python -m bench.gpu_report_triton --executed --channels 1024 --features bfloat16 --teacher float32
+    python -m bench.gpu_report_triton --executed --size 32 128
 
 How they are compiled: devtools/offline/triton_build.py. --executed runs the code for sm_90 in devtools/ptx and counts,
 for every pair of a student's and a teacher's element, instructions, and sectors over those of the features read and
@@ -23,14 +24,16 @@ from devtools.offline.triton_build import TARGETS, report
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def executed(features: list[str], layouts: list[str], channels: int, teacher: str | None) -> list[dict]:
-    """One row a type, layout and pass: one image of 16×32, whose pixels are a chunk in 16 bits."""
+def executed(
+    features: list[str], layouts: list[str], channels: int, teacher: str | None, size: tuple[int, int]
+) -> list[dict]:
+    """One row a type, layout and pass: one image of that height and width."""
     from devtools.offline import triton_device
 
     rows = []
     for feature, layout in itertools.product(features, layouts):
         types = getattr(torch, feature), getattr(torch, teacher or feature)
-        inputs = measures.operator_inputs(types[0], FORMATS[layout], 16, 32, channels, types[1])
+        inputs = measures.operator_inputs(types[0], FORMATS[layout], *size, channels, types[1])
         gpu, pairs = triton_device.step("90", *inputs), inputs[0][0].numel()
         for name, bytes_of_a_pair in (("forward_pass", 0), ("backward_pass", types[0].itemsize)):
             (counts,) = gpu.counts[name]
@@ -51,9 +54,17 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--executed", action="store_true", help="what the code for sm_90 executes, in devtools/ptx")
     parser.add_argument("--teacher", help="--executed: type of the teacher's features, where it is another")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(16, 32),
+        metavar=("HEIGHT", "WIDTH"),
+        help="--executed: of the image; 16 32 is one chunk in 16 bits",
+    )
     options = parser.parse_args()
     if options.executed:
-        rows = executed(options.features, options.layouts, options.channels, options.teacher)
+        rows = executed(options.features, options.layouts, options.channels, options.teacher, options.size)
     else:
         rows = report(options.targets, options.features, options.layouts, options.channels, options.every_kernel)
     for row in rows:
