@@ -234,13 +234,14 @@ def triton_rows(architectures) -> list[dict]:
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-    """Of the CUDA kernels that pass over the features: instructions against the budget, and predicted times."""
+    """Of the CUDA kernels that pass over 256 channels: instructions against the budget, and predicted times."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [row for row in rows if re.match(r"fgd_(forward|backward)_n", row["kernel"])]
+    passes = [row for row in rows if re.match(r"fgd_(forward|backward)_n", row["kernel"])]
+    rows = [row for row in passes if row.get("channels") == 256]  # of those that were executed
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5))
     kernels = sorted({row["kernel"] for row in rows})
     per_pair = {row["kernel"]: row["instructions_per_pair"] for row in rows}
