@@ -208,6 +208,7 @@ def pass_over_features(
         WIDE=layouts.wide,
         SAME_ROWS=layouts.same_rows,
         num_warps=tile.warps,
+        enable_fp_fusion=True,  # as forward
         num_stages=1,
     )
     return partials

@@ -145,6 +145,7 @@ def pass_over_features(
         WIDE=layouts.wide,
         SAME_ROWS=layouts.same_rows,
         num_warps=tile.warps,
+        enable_fp_fusion=True,  # said, because what Triton takes by default changes in 3.10
         num_stages=1,
     )
     return partials

@@ -146,6 +146,13 @@ def test_five_levels_take_at_most_twelve_launches():
     assert len(triton_build.launches(torch.float32, channels=16, gc=False)) == 6
 
 
+def test_every_launch_says_whether_products_are_fused():
+    """Triton's default for those that do not is another from 3.10 on; 3.9 warns of it."""
+    for launch in triton_build.launches(torch.float32, channels=16):
+        name = launch.kernel.fn.__name__
+        assert launch.options.get("enable_fp_fusion") is name.endswith("_pass"), name
+
+
 def run(code: str, **environment: str) -> None:
     base = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = os.pathsep.join([os.path.dirname(fgd.__path__[0])])
