@@ -152,6 +152,30 @@ def test_equal_time():
         assert_shown(text, mean[setting])
 
 
+def test_photographs():
+    scores, steps, ap50 = {}, {}, {}
+    for name, suffix in (("blood_cells.csv", ""), ("blood_cells_untrained.csv", ", untrained teacher")):
+        for row in rows_of(name):
+            setting = row["setting"] + suffix
+            scores.setdefault(setting, []).append(float(row["AP"]))
+            ap50.setdefault(setting, []).append(float(row["AP50"]))
+            steps.setdefault(setting, set()).add(int(row["steps"]))
+    page = (ROOT / "docs" / "tutorials" / "photographs.md").read_text()
+    found = table(page.split("## What came out")[1], scores)
+    assert [name for name, *_ in found] == list(scores)
+    alone = statistics.mean(scores["alone"])
+    for name, length, ap, span, gain, half in found:
+        low, *_, high = length.split(" to ")
+        assert {int(low), int(high)} == {min(steps[name]), max(steps[name])}
+        assert_shown(ap, statistics.mean(scores[name]))
+        assert span == f"{min(scores[name]):.1f} to {max(scores[name]):.1f}"
+        assert gain == ("" if name == "alone" else f"{statistics.mean(scores[name]) - alone:+.1f}")
+        assert_shown(half, statistics.mean(ap50[name]))
+    shown = re.search(r"from (\S+) to (\S+) AP\s+by FGD, to (\S+) with", (ROOT / "README.md").read_text()).groups()
+    for text, setting in zip(shown, ("alone", "distilled", "both"), strict=True):
+        assert_shown(text, statistics.mean(scores[setting]))
+
+
 def test_other_losses():
     page = (ROOT / "docs" / "guides" / "which-loss.md").read_text().split("## What they cost")[1].split("\n## ")[0]
     measured = {f"`{row['loss']}`": row for row in rows_of("losses_xeon.csv")}
