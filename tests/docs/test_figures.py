@@ -165,8 +165,7 @@ def test_photographs():
     assert [name for name, *_ in found] == list(scores)
     alone = statistics.mean(scores["alone"])
     for name, length, ap, span, gain, half in found:
-        low, *_, high = length.split(" to ")
-        assert {int(low), int(high)} == {min(steps[name]), max(steps[name])}
+        assert {int(number) for number in length.split(" to ")} == {min(steps[name]), max(steps[name])}
         assert_shown(ap, statistics.mean(scores[name]))
         assert span == f"{min(scores[name]):.1f} to {max(scores[name]):.1f}"
         assert gain == ("" if name == "alone" else f"{statistics.mean(scores[name]) - alone:+.1f}")
