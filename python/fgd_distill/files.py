@@ -6,6 +6,7 @@ on it, which ends with the process; so a partial file without one is stale, whoe
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -154,6 +155,22 @@ def writing(path: Path, needed: Callable[[], int] = lambda: 0) -> Iterator[None]
             there = next(parent for parent in path.absolute().parents if parent.is_dir())
             told += f"; {shutil.disk_usage(there).free:,} bytes are free"
         raise FGDOSError(told) from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Finds out whether ``path`` can be written, for work that takes long and writes its results at its end.
+
+    Raises:
+        OSError: it cannot; the message says why.
+    """
+    path = Path(path)
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, lock = _claim(path, _new_file)
+        temporary.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def remove_stale(folder: str | Path, name: str | None = None) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from fgd_distill import files
 from fgd_distill.errors import FGDOSError, FGDValueError
-from fgd_distill.files import atomic_folder, atomic_path, remove_stale, write_bytes, write_text
+from fgd_distill.files import atomic_folder, atomic_path, check_writable, remove_stale, write_bytes, write_text
 from fgd_distill.tensor_files import save_tensors
 
 TENSORS = {"weight": torch.arange(50_000.0)}  # 200 kB
@@ -121,3 +121,13 @@ def test_a_file_that_was_taken_for_a_stale_one_is_begun_again(tmp_path, monkeypa
     monkeypatch.setattr(files, "_lock", late)
     write_text(tmp_path / "target", "text")
     assert removed and (tmp_path / "target").read_text() == "text"
+
+
+def test_it_is_known_beforehand_whether_a_file_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("x")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "file")
+    assert (tmp_path / "file").read_text() == "x" and list((tmp_path / "new").iterdir()) == []
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=f"^{path}: could not be written: "):
+            check_writable(path)

@@ -77,7 +77,7 @@ def test_masks_are_written_as_run_lengths(tmp_path):
     assert {result["image_id"] for result in results} == {7}
 
 
-def test_wrong_use_is_told(digits, tmp_path):
+def test_wrong_use_is_told(digits, tmp_path, monkeypatch):
     out = str(tmp_path / "x.json")
     with pytest.raises(ValueError, match="either it or a detector.*neither"):
         predict(str(digits), out)
@@ -89,6 +89,9 @@ def test_wrong_use_is_told(digits, tmp_path):
         predict(str(tmp_path), out, detector=TEACHER)
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         predict(str(digits), out, checkpoint=str(tmp_path / "no.ckpt"))
+    monkeypatch.setattr("fgd_distill.commands.predict._predictions", lambda *_: pytest.fail("detected first"))
+    with pytest.raises(OSError, match="could not be written: Is a directory"):
+        predict(str(digits / "images" / "val"), str(tmp_path), detector=TEACHER, num_workers=0, device="cpu")
 
 
 def test_images_of_which_none_can_be_read(tmp_path):

@@ -95,6 +95,12 @@ def test_the_best_is_remembered(fit_args, tmp_path, monkeypatch):
     assert list((tmp_path / "third").rglob("best.ckpt")) and Path(first_best).exists()
 
 
+@pytest.mark.parametrize("word", ["last", "best", "hpc"])
+def test_words_in_place_of_a_path_do_not_begin_anew(fit_args, tmp_path, word):
+    with pytest.raises(FileNotFoundError, match=f"ckpt_path: expected a checkpoint's file, got the word '{word}'"):
+        run(fit_args(tmp_path, f"--ckpt_path={word}", steps=1))
+
+
 def test_a_checkpoint_that_does_not_fit_is_told_in_short(fit_args, teacher_file, tmp_path):
     run(fit_args(tmp_path, steps=1))
     checkpoint = next(tmp_path.rglob("*.ckpt"))

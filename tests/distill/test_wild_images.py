@@ -1,5 +1,6 @@
 """Image files as cameras and other tools write them: the right pixels, or refused by name. 5 seconds."""
 
+import os
 import struct
 
 import numpy as np
@@ -167,3 +168,20 @@ def test_images_that_are_too_large_are_refused_before_they_are_decoded(folder, c
         UnreadableImageError, match=r"large.png: expected at most 100000 pixels \(data.max_pixels\), got"
     ):
         data.dataset._dataset._load_image(2)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names here")
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(UnreadableImageError, match=f"{name}: expected a file, got a folder, a pipe or a device"):
+            read_image(tmp_path / name)
+
+
+def test_no_program_is_run_for_a_picture(tmp_path, monkeypatch):
+    """Whatever its name is, PostScript is Ghostscript's."""
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("run"))
+    with pytest.raises(UnreadableImageError, match="a.png: expected pixels, got EPS, which a program has to draw"):
+        read_image(tmp_path / "a.png")

@@ -21,7 +21,7 @@ from ..criterion import CriterionConfig, FGDConfig, resolved
 from ..data.datamodule import Batch
 from ..distiller import DetectionDistiller
 from ..errors import FGDValueError
-from ..files import write_text
+from ..files import check_writable, write_text
 from ..teacher_settings import TeacherSettings
 from ..training.run import DistillCLI
 
@@ -108,6 +108,7 @@ def calibrate(args: Sequence[str]) -> FGDConfig | CriterionConfig:
     other = cli.config.model.criterion
     configured = cli.weights if other is None else None
     settings, distiller, device = cli.settings, cli.model.distiller, cli.trainer.strategy.root_device
+    check_writable(settings.output)
     distiller.to(device).teacher_cache = None  # a few batches are not worth a cache on disk
     batches = _batches(cli.datamodule, settings.batches, device)
     command = shlex.join(["fgd-distill", "calibrate", *args])

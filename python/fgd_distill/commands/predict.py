@@ -23,7 +23,7 @@ from ..data.labels import CategoryLabels
 from ..detectors.by_name import DetectorConfig, build_detector
 from ..detectors.checkpoint import read_checkpoint
 from ..errors import FGDFileNotFoundError, FGDOSError, FGDValueError
-from ..files import write_text
+from ..files import check_writable, write_text
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -97,12 +97,13 @@ def predict(
 
     Raises:
         FileNotFoundError: the folder, checkpoint or annotations are missing.
-        OSError: no image can be read.
+        OSError: no image can be read, or the json cannot be written.
         ValueError: there are no images, or not one of checkpoint and detector with weights.
     """
     model, labels, stored = _detector(checkpoint, detector)
     runs = as_adapter(adapter or stored, model)
     listed = _listed(Path(images), annotations)
+    check_writable(output)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loader = DataLoader(_Images(listed), batch_size, num_workers=num_workers, collate_fn=list)

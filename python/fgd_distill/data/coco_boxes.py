@@ -16,6 +16,9 @@ from .coco_json import shown
 
 log = logging.getLogger("fgd_distill.data")
 Entry = dict[str, Any]
+# Pixels along a polygon's outline, and the largest coordinate. pycocotools takes about 80 bytes for each pixel; it ends
+# the process where it gets no memory, or where five times a coordinate is beyond its integers.
+LONGEST_OUTLINE = 10_000_000
 
 
 def check_boxes(content: dict[str, Any], path: Path) -> None:
@@ -181,5 +184,14 @@ def _is_polygon(polygon: object) -> bool:
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in polygon)
+        and all(isinstance(number, int | float) and abs(number) < LONGEST_OUTLINE for number in polygon)
+        and _outline(polygon) <= LONGEST_OUTLINE
+    )
+
+
+def _outline(polygon: list[float]) -> float:
+    """How many pixels a closed polygon's outline goes through."""
+    corners = list(zip(polygon[0::2], polygon[1::2], strict=True))
+    return sum(
+        max(abs(x1 - x2), abs(y1 - y2)) for (x1, y1), (x2, y2) in zip(corners, corners[1:] + corners[:1], strict=True)
     )

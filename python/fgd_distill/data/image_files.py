@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps
 
 log = logging.getLogger("fgd_distill.data")
 MAX_PIXELS = 100_000_000
+PROGRAMS = ("EPS", "WMF", "EMF")  # Pillow hands EPS to Ghostscript, a program on a program of someone else's
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
 WHITE_IS_ZERO = 0  # of PHOTOMETRIC
 UNTURN = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
@@ -35,7 +38,7 @@ def read_image(
     read.
 
     Args:
-        path: the file, of any format that Pillow opens.
+        path: the file, of any format of pixels that Pillow opens.
         size: (width, height) in pixels that the annotations state; None where they state none.
         max_pixels: width x height above which a file is refused before it is decoded.
         name: what messages call it; None for its path.
@@ -44,11 +47,16 @@ def read_image(
         the image in mode RGB.
 
     Raises:
-        UnreadableImageError: it cannot be decoded, is too large, has another size, or a pixel type without a range.
+        UnreadableImageError: it cannot be decoded, is too large, has another size, a pixel type without a
+            range, or is no file of pixels.
     """
     name = str(path) if name is None else name
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise UnreadableImageError(f"{name}: expected a file, got a folder, a pipe or a device")
         with _opened(path, max_pixels) as image:
+            if image.format in PROGRAMS:
+                raise UnreadableImageError(f"{name}: expected pixels, got {image.format}, which a program has to draw")
             if image.width * image.height > max_pixels:
                 raise UnreadableImageError(
                     f"{name}: expected at most {max_pixels} pixels (data.max_pixels), "

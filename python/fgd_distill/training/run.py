@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from ..data.datamodule import CocoDataModule
+from ..errors import FGDFileNotFoundError
 from ..files import write_text
 from .bases import with_bases
 from .interruption import StopOnSignal
@@ -24,6 +25,7 @@ from .standstill import StandstillWarning
 from .start_report import StartReport
 
 SUBCOMMANDS = ("fit", "validate")
+WORDS = ("last", "best", "hpc")  # Lightning's, in place of a checkpoint's path
 # Abbreviated options would make a slip of a name another option.
 PARSER: dict[str, Any] = {"allow_abbrev": False}
 USAGE = "fgd-distill {command} --config FILE [--config FILE ...] [--<option> VALUE ...]"
@@ -106,6 +108,24 @@ class DistillCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning reads the whole checkpoint here, for settings of the model, of which ours has none.
         pass
+
+    def before_fit(self) -> None:
+        self._check_ckpt_path()
+
+    def before_validate(self) -> None:
+        self._check_ckpt_path()
+
+    def _check_ckpt_path(self) -> None:
+        """Each run has a folder of its own, where Lightning finds nothing by these words: with ``last`` it would begin
+        anew and say so in a warning among others."""
+        word = self.config[self.subcommand].ckpt_path
+        folders = [getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks]
+        kept = any(folder and any(Path(folder).glob("*.ckpt")) for folder in folders)  # where a user has set dirpath
+        if word in WORDS and not (word == "last" and kept):
+            raise FGDFileNotFoundError(
+                f"ckpt_path: expected a checkpoint's file, got the word {word!r}, by which none is found: a run writes "
+                "into a folder of its own; give the path, such as runs/<name>/version_0/checkpoints/last.ckpt"
+            )
 
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
