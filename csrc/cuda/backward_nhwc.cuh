@@ -26,22 +26,6 @@ struct LaneRole {
   }
 };
 
-// own: those of channel threadIdx.x.
-template <class S, class T>
-FGD_DEVICE void load_factors(const ChannelFactors<float>& own, float* staged,
-                             ChannelFactors<float> (&channels)[kChannels]) {
-  using Factors = ChannelFactors<float>;
-  constexpr float Factors::* kFields[] = {&Factors::attention, &Factors::shift,     &Factors::sign,
-                                          &Factors::context_s, &Factors::context_t, &Factors::key};
-#pragma unroll
-  for (int k = 0; k < 6; ++k) {
-    float values[kChannels];
-    spread_channels<S, T>(staged, [&](int) { return own.*kFields[k]; }, values);
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) channels[i].*kFields[k] = values[i];
-  }
-}
-
 template <class S, class T>
 FGD_DEVICE float projection(const Step<S, T>& step, const ChannelFactors<float> (&channels)[kChannels]) {
   float u[2 * kPixels<S, T>] = {};
@@ -167,7 +151,10 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const float mean_s = context_mean<float>(p, level, chunk.image, 0);
   const float mean_t = context_mean<float>(p, level, chunk.image, 1);
   ChannelFactors<float> channels[kChannels];
-  load_factors<S, T>(channel_factors(p, level, chunk.image, up, static_cast<int>(threadIdx.x)), key_sums[0], channels);
+  const ChannelFactors<float> own = channel_factors(p, level, chunk.image, up, static_cast<int>(threadIdx.x));
+  load_factors(channels, [&](auto field, float (&values)[kChannels]) {
+    spread_channels<S, T>(key_sums[0], [&](int) { return own.*field; }, values);
+  });
   const LaneRole<S, T> role;
   const float* maps = image_maps<float>(level, chunk.image);
   float key[2][kChannels] = {};

@@ -17,21 +17,6 @@ struct TileStep {  // in shared memory
 };
 
 template <class T>
-FGD_DEVICE void load_factors(const PyramidParams& p, const Level& level, int image, const Upstream<float>& up,
-                             const Place<T>& place, float* staged, ChannelFactors<float> (&channels)[kChannels]) {
-  using Factors = ChannelFactors<float>;
-  constexpr float Factors::* kFields[] = {&Factors::attention, &Factors::shift,     &Factors::sign,
-                                          &Factors::context_s, &Factors::context_t, &Factors::key};
-#pragma unroll
-  for (int k = 0; k < 6; ++k) {
-    float values[kChannels];
-    spread_channels(place, staged, [&](int c) { return channel_factors(p, level, image, up, c).*kFields[k]; }, values);
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) channels[i].*kFields[k] = values[i];
-  }
-}
-
-template <class T>
 FGD_DEVICE void share_projections(const Step<T>& step, const ChannelFactors<float> (&channels)[kChannels],
                                   TileStep<T>& shared) {
   constexpr int kN = kPixels<T, T>;
@@ -107,7 +92,9 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   const float mean_s = context_mean<float>(p, level, chunk.image, 0);
   const float mean_t = context_mean<float>(p, level, chunk.image, 1);
   ChannelFactors<float> channels[kChannels];
-  load_factors(p, level, chunk.image, up, place, staged, channels);
+  load_factors(channels, [&](auto field, float (&values)[kChannels]) {
+    spread_channels(place, staged, [&](int c) { return channel_factors(p, level, chunk.image, up, c).*field; }, values);
+  });
   const float* maps = image_maps<float>(level, chunk.image);
   const int net = warp_index(), pixel = lane_index(), pixels = place.pixels();
   float key[2][kChannels] = {};

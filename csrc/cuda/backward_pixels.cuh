@@ -72,6 +72,22 @@ FGD_DEVICE ChannelFactors<A> channel_factors(const PyramidParams& p, const Level
           level.key_s ? static_cast<const A*>(level.key_s)[c] : A{0}};
 }
 
+// Field after field, so that a channel's number is all that has to be shared: spread(field, values) gives this thread
+// that field of its channels.
+template <int kCount, class F>
+FGD_DEVICE void load_factors(ChannelFactors<float> (&channels)[kCount], const F& spread) {
+  using Factors = ChannelFactors<float>;
+  constexpr float Factors::* kFields[] = {&Factors::attention, &Factors::shift,     &Factors::sign,
+                                          &Factors::context_s, &Factors::context_t, &Factors::key};
+#pragma unroll
+  for (int k = 0; k < 6; ++k) {
+    float values[kCount];
+    spread(kFields[k], values);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) channels[i].*kFields[k] = values[i];
+  }
+}
+
 template <class A>
 FGD_DEVICE A gradient(A s, A d, const ChannelFactors<A>& c, A direct, A feature, A sign, A context, A key) {
   const A smooth = d * (c.attention * feature + direct) + c.shift;
