@@ -4,6 +4,8 @@
     python -m bench.gpu_report --architectures sm_90    fewer architectures: the compilers take most of the time
     python -m bench.gpu_report --without-triton
 
+All of it takes a quarter of an hour of processor time.
+
 Registers, spills and shared memory are the compilers' own words for that architecture: nvcc -Xptxas -v for CUDA C++,
 devtools/offline/triton_build.py for Triton. Instructions and sectors come from executing PTX in devtools/ptx:
 one image of 32x128 pixels and 256 channels, for the CUDA kernels in four chunks (the wide ones: 8x64 pixels of every
@@ -35,7 +37,7 @@ import tempfile
 import torch
 
 from devtools.offline import sass, sass_model
-from devtools.offline.cuda_build import CUDA, UNITS, missing, ptx_of
+from devtools.offline.cuda_build import CUDA, UNITS, missing, ptx_for, ptx_of
 from devtools.offline.cuda_device import Loss
 from devtools.offline.measures import instructions, operator_inputs, sectors_over_floor
 
@@ -127,11 +129,6 @@ def executed_triton(dtype: torch.dtype, layout: torch.memory_format) -> dict[str
 # ---- compiled ------------------------------------------------------------------------------------------------------
 
 
-def ptx_for(architecture: str) -> str:
-    """Whose PTX the code of an architecture is assembled from, as in csrc/cuda/build.cmake."""
-    return architecture if architecture == "sm_75" else "sm_80"
-
-
 def compiled_for(unit: str, architectures) -> dict[tuple[str, str], dict]:
     """Registers, spills and shared memory, by (kernel, architecture), of csrc/cuda/<unit>.cu."""
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +192,7 @@ def cuda_rows(architectures) -> list[dict]:
                     code = sass.disassembled(ptx_of(f"{step[1]}_{run['layout']}", ptx_for(architecture)), architecture)
                     row |= sass_model.report(run["kernel"], code[run["kernel"]])
             rows.append(row)
-    for (kernel, architecture), resources in used.items():  # those of double sums, for gradient checks
+    for (kernel, architecture), resources in used.items():  # compiled alone: double sums, mixed types, generic
         if kernel not in named:
             rows.append({"backend": "cuda", "kernel": kernel, "architecture": architecture} | resources)
     return rows

@@ -69,11 +69,16 @@ def ptx_of(unit: str, architecture: str = ARCHITECTURE) -> str:
     return cached(f"{unit}-{architecture}.ptx", (CUDA / f"{unit}.cu",), ("nvcc", *flags)).read_text()
 
 
+def ptx_for(architecture: str) -> str:
+    """Whose PTX the code of an architecture is assembled from, as in csrc/cuda/build.cmake."""
+    return architecture if architecture == "sm_75" else ARCHITECTURE
+
+
 def assembled(unit: str, architecture: str) -> str:
     """What ptxas says (registers, spills) about csrc/cuda/<unit>.cu on an architecture."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernel.ptx")
-        path.write_text(ptx_of(unit))
+        path.write_text(ptx_of(unit, ptx_for(architecture)))
         command = ["ptxas", "-v", f"-arch={architecture}", "-o", os.devnull, path]
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 

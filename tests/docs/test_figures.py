@@ -1,6 +1,7 @@
 """Figures that stand in a page and in a file of results are the same."""
 
 import csv
+import itertools
 import re
 import statistics
 from pathlib import Path
@@ -200,3 +201,39 @@ def test_the_gpu_report():
         assert_shown(spills, row["spills"])
         for shown, architecture in zip(registers.split("/"), ["sm_80", "sm_90", "sm_100", "sm_120"], strict=True):
             assert_shown(shown, report[kernels[name], architecture]["registers"])
+
+
+def test_the_gpu_report_of_wide_features():
+    report = {
+        (row["channels"], row["layout"], row["kernel"].split("_")[1]): row
+        for row in rows_of("gpu_report.csv")
+        if (row["dtype"], row["architecture"]) == ("bf16", "sm_90") and "_wide_" in row["kernel"]
+    }
+    page = (ROOT / "docs" / "cuda.md").read_text()
+    found = table(page, {channels for channels, *_ in report})
+    assert len(found) == 8
+    for channels, *cells in found:
+        columns = itertools.product(("nchw", "nhwc"), ("instructions_per_pair", "sectors_over_floor"))
+        for cell, (layout, column) in zip(cells, columns, strict=True):
+            for shown, step in zip(cell.split("/"), ("forward", "backward"), strict=True):
+                assert_shown(shown, report[channels, layout, step][column])
+
+
+def test_the_gpu_report_of_triton():
+    page = (ROOT / "docs" / "triton.md").read_text().split("(goal 68)")[1].split("\n\n")[0]
+    kinds = {
+        f"{dtype}, {layout}": (short, name)
+        for dtype, short in (("float32", "f32"), ("bfloat16", "bf16"))
+        for layout, name in (("NCHW", "nchw"), ("channels_last", "nhwc"))
+    }
+    report = {
+        (row["dtype"], row["layout"], row["kernel"]): row
+        for row in rows_of("gpu_report.csv")
+        if (row["backend"], row["architecture"]) == ("triton", "sm_90")
+    }
+    found = table(page, kinds)
+    assert len(found) == len(kinds)
+    for name, *cells in found:
+        columns = itertools.product(("instructions_per_pair", "sectors_over_floor"), ("forward_pass", "backward_pass"))
+        for shown, (column, kernel) in zip(cells, columns, strict=True):
+            assert_shown(shown, report[(*kinds[name], kernel)][column])
