@@ -21,6 +21,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from ..detectors.checkpoint import export_student
 from ..detectors.weights import PACKAGE_WEIGHTS
+from ..errors import FGDError
 from ..training.comparison import Line, training_seconds
 from ..training.profiling import StepCost, measure_step
 from ..training.run import run
@@ -73,7 +74,10 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch; 0 leaves its choice")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images (default: 1)")
     parser.add_argument("--train-teacher", action="store_true", help="retrain the shipped teacher first (half an hour)")
-    return parser.parse_args(args)
+    options = parser.parse_args(args)
+    if options.steps < 1:
+        parser.error(f"--steps: expected 1 or more, got {options.steps}")
+    return options
 
 
 def train_teacher(data: Path, workers: int = 1) -> None:
@@ -128,4 +132,7 @@ def step_cost(cli: LightningCLI) -> StepCost | None:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of loader processes
-    main()
+    try:
+        main()
+    except FGDError as error:
+        sys.exit(f"python -m fgd_distill.digits.demo: {error}")
