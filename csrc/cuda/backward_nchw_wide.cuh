@@ -127,8 +127,8 @@ FGD_DEVICE void backward(const PyramidParams& p) {
   Maps<Z> features(level, chunk);
   Tile<Z> tile;
   const Upstream<float> up(p, level);
-  const float mean_s = context_mean<float>(p, level, chunk.image, 0);
-  const float mean_t = context_mean<float>(p, level, chunk.image, 1);
+  const float mean_s = context_mean<float, Z>(p, level, chunk.image, 0);
+  const float mean_t = context_mean<float, Z>(p, level, chunk.image, 1);
   channels.fill(p, level, chunk.image, up);
   const TeacherContexts<Z> contexts_t(features, context_grad<float>(p, level, chunk.image, 1));
   const Place<T> grad = place_of<Z>(level.grad, chunk.image, 0);

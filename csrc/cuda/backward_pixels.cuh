@@ -94,8 +94,9 @@ FGD_DEVICE A gradient(A s, A d, const ChannelFactors<A>& c, A direct, A feature,
   return smooth + sign_times(s, sign + c.sign) + c.context_s * context + c.key * key;
 }
 
-// ū = g_ctx·ctx of an image; for all threads of a block.
-template <class A>
+// ū = g_ctx·ctx of an image; for all threads of a block. Owner: a type that belongs to one kernel alone. A `part` that
+// several kernels of a file share is the file's in PTX, not a kernel's; so the wide ones spilled on sm_75.
+template <class A, class Owner = A>
 FGD_DEVICE A context_mean(const PyramidParams& p, const Level& level, int image, int net) {
   __shared__ double part[kWarps];
   const A* grad = context_grad<A>(p, level, image, net);
