@@ -5,9 +5,11 @@ import re
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import building
 import pytest
+import torch
 from building import ROOT, lacking, names, only_wheel, pip_wheel
 
 
@@ -44,6 +46,9 @@ def test_native_wheel(tree, tmp_path):
     content = names(wheel)
     assert "fgd_kernels/_C.so" in content and "fgd_kernels/_C.missing.txt" not in content
     assert_python_files(content)
+    library = zipfile.ZipFile(wheel).read("fgd_kernels/_C.so")
+    for folder in (tree, Path(torch.__file__).parent):
+        assert str(folder).encode() not in library, "a folder of the machine that built it"
     code = 'assert fgd.backends()["cpu"].available, fgd.backends()["cpu"].reason' + LOSS.replace("BACKEND", '"cpu"')
     in_unpacked(wheel, tmp_path / "unpacked", code)
 
