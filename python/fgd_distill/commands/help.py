@@ -4,6 +4,7 @@ what the commands need takes seconds to load. ``--help-all`` is the parser's own
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import textwrap
 from dataclasses import dataclass
@@ -205,6 +206,7 @@ def definition(source: str) -> ast.ClassDef | ast.FunctionDef:
     raise LookupError(f"{module}: expected a class or function {name}, found none")
 
 
+@functools.cache
 def _statements(module: str) -> list[ast.stmt]:
     path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
     return ast.parse(path.read_text(encoding="utf-8")).body
