@@ -16,7 +16,7 @@ from ..errors import FGDValueError
 from ..machine import machine
 from ..pictures.bars import plot_ap
 from ..text_table import aligned
-from ..training.comparison import Line, Trainings, find_line, line_of, training_seconds
+from ..training.comparison import Line, Trainings, ap_of, find_line, line_of, mean_gain, range_of, training_seconds
 from ..training.run import run
 
 ALONE, EQUAL_TIME = "alone", "alone, equal time"
@@ -168,20 +168,15 @@ def equal_steps(lines: Sequence[Line], seed: int) -> int:
 def table(lines: Sequence[Line]) -> list[str]:
     """A line a setting: mean and range of AP over the seeds, the mean gain over the student alone, and seconds."""
     rows = [["", "seeds", "steps", "AP", "range", "gain", "gain over equal time", "AP50", "AR", "seconds"]]
-    by_setting = {name: {x["seed"]: x for x in lines if x["setting"] == name} for name in SETTINGS}
-    for setting, found in by_setting.items():
+    for setting in SETTINGS:
+        found = [line for line in lines if line["setting"] == setting]
         if not found:
             continue
-        scores = {seed: float(line["AP"]) for seed, line in found.items()}
-        steps = sorted({int(line["steps"]) for line in found.values()})
-        gains = [_gain(scores, by_setting[base]) if setting != base else "" for base in (ALONE, EQUAL_TIME)]
-        means = [f"{statistics.mean(float(x[name]) for x in found.values()):.1f}" for name in ("AP50", "AR", "seconds")]
-        span = f"{min(scores.values()):.1f} to {max(scores.values()):.1f}" if len(scores) > 1 else ""
+        scores = ap_of(lines, setting)
+        steps = sorted({int(line["steps"]) for line in found})
+        gains = ["" if setting == base else mean_gain(scores, ap_of(lines, base)) for base in (ALONE, EQUAL_TIME)]
+        means = [f"{statistics.mean(float(x[name]) for x in found):.1f}" for name in ("AP50", "AR", "seconds")]
         shown = " to ".join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))
-        rows.append([setting, str(len(found)), shown, f"{statistics.mean(scores.values()):.1f}", span, *gains, *means])
+        mean = f"{statistics.mean(scores.values()):.1f}"
+        rows.append([setting, str(len(found)), shown, mean, range_of(scores), *gains, *means])
     return aligned(rows)
-
-
-def _gain(scores: Mapping[str, float], base: Mapping[str, Line]) -> str:
-    paired = [score - float(base[seed]["AP"]) for seed, score in scores.items() if seed in base]
-    return f"{statistics.mean(paired):+.1f}" if paired else ""

@@ -26,7 +26,7 @@ from ..data.evaluation import METRICS
 from ..files import write_text
 from ..machine import machine
 from ..text_table import aligned
-from ..training.comparison import Line, Trainings, line_of
+from ..training.comparison import Line, Trainings, ap_of, line_of, mean_gain, range_of
 from ..training.run import DistillCLI
 from .dataset import make_digits
 from .results import versions
@@ -158,14 +158,14 @@ def main() -> None:
 def table(lines: Sequence[Line]) -> list[str]:
     """A line a setting: what a step costs, steps, mean and range of AP over the seeds, and the mean gain."""
     rows = [["", "a step, ms", "steps", "seeds", "AP", "range", "gain over alone"]]
-    alone = {line["seed"]: float(line["AP"]) for line in lines if line["setting"] == "alone"}
+    alone = ap_of(lines, "alone")
     for setting in dict.fromkeys(line["setting"] for line in lines):
-        found = [line for line in lines if line["setting"] == setting]
-        scores = {line["seed"]: float(line["AP"]) for line in found}
-        gains = [score - alone[seed] for seed, score in scores.items() if seed in alone]
-        mean, span = statistics.mean(scores.values()), f"{min(scores.values()):.1f} to {max(scores.values()):.1f}"
-        gain = f"{statistics.mean(gains):+.1f}" if gains and setting != "alone" else ""
-        rows.append([setting, found[0]["step_ms"], found[0]["steps"], str(len(found)), f"{mean:.1f}", span, gain])
+        first = next(line for line in lines if line["setting"] == setting)
+        scores = ap_of(lines, setting)
+        mean, gain = statistics.mean(scores.values()), "" if setting == "alone" else mean_gain(scores, alone)
+        rows.append(
+            [setting, first["step_ms"], first["steps"], str(len(scores)), f"{mean:.1f}", range_of(scores), gain]
+        )
     return aligned(rows)
 
 

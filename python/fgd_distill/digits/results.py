@@ -45,9 +45,9 @@ def line_of_demo(
         seconds: training time, without validation.
         cost: what a training step cost; None without distillation.
     """
-    line = line_of(setting, 0 if seed is None else seed, cli)
+    line = line_of(setting, seed, cli)
     if seed is None:
-        line |= {"seed": "", "steps": ""}
+        line["steps"] = ""
     line["parameters"] = str(sum(parameter.numel() for parameter in cli.model.detector.parameters()))
     line["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     if cost is None:

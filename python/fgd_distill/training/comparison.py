@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pytorch_lightning.callbacks import Timer
@@ -62,11 +63,32 @@ def find_line(lines: Iterable[Line], setting: str, seed: int) -> Line | None:
     return next((line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed))), None)
 
 
-def line_of(setting: str, seed: int, cli: LightningCLI) -> Line:
-    """Setting, seed, steps and COCO metrics in percent of a training that ended with a validation."""
+def ap_of(lines: Iterable[Line], setting: str) -> dict[str, float]:
+    """A setting's AP in percent by seed."""
+    return {line["seed"]: float(line["AP"]) for line in lines if line["setting"] == setting}
+
+
+def range_of(scores: Mapping[str, float]) -> str:
+    """From the least to the most over the seeds, empty for a single one."""
+    return f"{min(scores.values()):.1f} to {max(scores.values()):.1f}" if len(scores) > 1 else ""
+
+
+def mean_gain(scores: Mapping[str, float], base: Mapping[str, float]) -> str:
+    """Over another setting, as a mean of the seeds that both have; empty if there is none."""
+    paired = [score - base[seed] for seed, score in scores.items() if seed in base]
+    return f"{statistics.mean(paired):+.1f}" if paired else ""
+
+
+def line_of(setting: str, seed: int | None, cli: LightningCLI) -> Line:
+    """Setting, seed, steps and COCO metrics in percent of a run that ended with a validation; None for no seed."""
     found = cli.trainer.callback_metrics
     metrics = {name: f"{float(found[f'val/{name}']):.2f}" for name in METRICS}
-    return {"setting": setting, "seed": str(seed), "steps": str(cli.trainer.global_step), **metrics}
+    return {
+        "setting": setting,
+        "seed": "" if seed is None else str(seed),
+        "steps": str(cli.trainer.global_step),
+        **metrics,
+    }
 
 
 def training_seconds(cli: LightningCLI) -> float:
