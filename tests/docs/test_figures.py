@@ -127,9 +127,13 @@ def test_digits():
     ):
         assert_shown(shown, mean[method])
     losses = [float(row["fgd_loss_share"]) for row in rows if row["fgd_loss_share"]]
-    low, high = re.search(r"the loss (\d+)\s+to (\d+)%", text).groups()
-    assert_shown(low, 100 * min(losses))
-    assert_shown(high, 100 * max(losses))
+    teachers = [float(row["teacher_share"]) for row in rows if row["teacher_share"]]
+    low, high = re.search(r"(\d+) to (\d+)% of a\s+training step", text).groups()
+    assert_shown(low, 100 * min(teachers))
+    assert_shown(high, 100 * max(teachers))
+    (share,) = re.search(r"the loss (\d+)%", text).groups()
+    assert_shown(share, 100 * min(losses))
+    assert_shown(share, 100 * max(losses))
 
 
 def test_equal_time():
