@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fgd_distill.digits.equal_time import KEPT, SETTINGS
+from fgd_distill.digits.paper_tables import TABLES, table_cells
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -134,6 +135,36 @@ def test_digits():
     (share,) = re.search(r"the loss (\d+)%", text).groups()
     assert_shown(share, 100 * min(losses))
     assert_shown(share, 100 * max(losses))
+
+
+def test_ablations():
+    lines = rows_of("digits_ablations.csv")
+    rows = {
+        row.setting: cells
+        for paper_table in TABLES.values()
+        for row, cells in zip(paper_table.rows, table_cells(paper_table, lines), strict=True)
+    }
+    page = (RESULTS / "digits_ablations.md").read_text()
+    for cells in rows.values():
+        assert cells[1] == "3" and "| " + " | ".join(cells) + " |" in page
+
+    gain = {setting: cells[4] for setting, cells in rows.items()}
+    shown = table((ROOT / "docs" / "paper.md").read_text(), {f"Table {number}" for number in TABLES} | {"Table 3, FKD"})
+    gains = {row[0]: dict(re.findall(r"(\S+) ([+-][\d.]+)", row[-1])) for row in shown}
+    losses = ("imitation", "PKD", "CWD", "DeFeat", "MGD", "FKD")
+    assert gains["Table 3, FKD"] == {"FGD": gain["fgd"]} | {name: gain[name.lower()] for name in losses}
+    assert gains["Table 4"] == {"focal": gain["focal"], "global": gain["global"], "both": gain["fgd"]}
+    attention = {"none": "no_attention", "spatial": "spatial", "channel": "channel", "both": "focal"}
+    assert gains["Table 5"] == {name: gain[setting] for name, setting in attention.items()}
+    assert gains["Table 6"] == {"GcBlock": gain["global"], "Non-local": gain["non_local"]}
+
+    guide = (ROOT / "docs" / "guides" / "which-loss.md").read_text().split("## What they gain")[1].split("\n## ")[0]
+    names = {"none": "alone", "**FGD**": "fgd"} | {f"`{name.lower()}`": name.lower() for name in losses}
+    found = table(guide, names)
+    assert len(found) == len(names)
+    for name, ap, *others in found:
+        _, _, mean, *expected = rows[names[name]][:5]
+        assert [ap.strip("*"), *others] == [mean, *expected]
 
 
 def test_equal_time():
