@@ -167,6 +167,19 @@ def test_ablations():
         assert [ap.strip("*"), *others] == [mean, *expected]
 
 
+def test_errors():
+    rows = {row["results"]: row for row in rows_of("digits_errors.csv") if row["kind"] == row["size"] == "all"}
+    page = (ROOT / "docs" / "guides" / "errors.md").read_text()
+    names = {"focal: both, split" if name == "focal.json" else name.removesuffix(".json"): name for name in rows}
+    found = table(page, names)
+    assert len(found) == len(names)
+    for name, *cells in found:
+        columns = ("C50", "Loc", "Sim", "Oth", "BG", "FN")
+        c50, loc, sim, oth, background, misses = (100 * float(rows[names[name]][column]) for column in columns)
+        for cell, value in zip(cells, (c50, loc - c50, sim - loc, background - oth, misses - background), strict=True):
+            assert_shown(cell, value)
+
+
 def test_equal_time():
     rows = rows_of("digits_equal_time.csv")
     scores = {}
