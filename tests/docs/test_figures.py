@@ -165,6 +165,9 @@ def test_ablations():
     for name, ap, *others in found:
         _, _, mean, *expected = rows[names[name]][:5]
         assert [ap.strip("*"), *others] == [mean, *expected]
+    readme = (ROOT / "README.md").read_text()
+    for name in losses:
+        assert re.search(rf"{name}( gives)?\s([\d.]+)", readme)[2] == rows[name.lower()][2]
 
 
 def test_errors():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,17 @@ from ..errors import FGDValueError
 from ..machine import machine
 from ..pictures.bars import plot_ap
 from ..text_table import aligned
-from ..training.comparison import Line, Trainings, ap_of, find_line, line_of, mean_gain, range_of, training_seconds
+from ..training.comparison import (
+    Line,
+    Trainings,
+    find_line,
+    line_of,
+    mean_gain,
+    mean_of,
+    range_of,
+    scores_of,
+    training_seconds,
+)
 from ..training.run import run
 
 ALONE, EQUAL_TIME = "alone", "alone, equal time"
@@ -172,11 +181,10 @@ def table(lines: Sequence[Line]) -> list[str]:
         found = [line for line in lines if line["setting"] == setting]
         if not found:
             continue
-        scores = ap_of(lines, setting)
+        scores = scores_of(lines, setting)
         steps = sorted({int(line["steps"]) for line in found})
-        gains = ["" if setting == base else mean_gain(scores, ap_of(lines, base)) for base in (ALONE, EQUAL_TIME)]
-        means = [f"{statistics.mean(float(x[name]) for x in found):.1f}" for name in ("AP50", "AR", "seconds")]
+        gains = ["" if setting == base else mean_gain(scores, scores_of(lines, base)) for base in (ALONE, EQUAL_TIME)]
+        means = [mean_of(scores_of(lines, setting, column)) for column in ("AP50", "AR", "seconds")]
         shown = " to ".join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))
-        mean = f"{statistics.mean(scores.values()):.1f}"
-        rows.append([setting, str(len(found)), shown, mean, range_of(scores), *gains, *means])
+        rows.append([setting, str(len(found)), shown, mean_of(scores), range_of(scores), *gains, *means])
     return aligned(rows)

@@ -26,7 +26,7 @@ from ..data.evaluation import METRICS
 from ..files import write_text
 from ..machine import machine
 from ..text_table import aligned
-from ..training.comparison import Line, Trainings, ap_of, line_of, mean_gain, range_of
+from ..training.comparison import Line, Trainings, line_of, mean_gain, mean_of, range_of, scores_of
 from ..training.run import DistillCLI
 from .dataset import make_digits
 from .results import versions
@@ -158,13 +158,13 @@ def main() -> None:
 def table(lines: Sequence[Line]) -> list[str]:
     """A line a setting: what a step costs, steps, mean and range of AP over the seeds, and the mean gain."""
     rows = [["", "a step, ms", "steps", "seeds", "AP", "range", "gain over alone"]]
-    alone = ap_of(lines, "alone")
+    alone = scores_of(lines, "alone")
     for setting in dict.fromkeys(line["setting"] for line in lines):
         first = next(line for line in lines if line["setting"] == setting)
-        scores = ap_of(lines, setting)
-        mean, gain = statistics.mean(scores.values()), "" if setting == "alone" else mean_gain(scores, alone)
+        scores = scores_of(lines, setting)
+        gain = "" if setting == "alone" else mean_gain(scores, alone)
         rows.append(
-            [setting, first["step_ms"], first["steps"], str(len(scores)), f"{mean:.1f}", range_of(scores), gain]
+            [setting, first["step_ms"], first["steps"], str(len(scores)), mean_of(scores), range_of(scores), gain]
         )
     return aligned(rows)
 

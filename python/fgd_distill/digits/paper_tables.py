@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import FGDValueError
-from ..training.comparison import Line
+from ..training.comparison import Line, mean_gain, mean_of, range_of, scores_of
 
 ALONE, FULL = "alone", "fgd"  # no distillation, for which there is no overlay, and all of it
 
@@ -159,29 +158,16 @@ def table_cells(table: PaperTable, lines: Sequence[Line]) -> list[list[str]]:
 
 
 def _cells(row: TableRow, base: TableRow, lines: Sequence[Line]) -> list[str]:
-    ap, ar = _numbers(lines, row.setting, "AP"), _numbers(lines, row.setting, "AR")
-    alone = _numbers(lines, base.setting, "AP")
-    gains = [value - alone[seed] for seed, value in ap.items() if seed in alone]  # seed by seed: runs may be missing
+    ap = scores_of(lines, row.setting)
     paper_gain = row.ap - base.ap if row.ap is not None and base.ap is not None and row is not base else None
     return [
         row.label,
         str(len(ap) or ""),
-        _mean(ap.values()),
-        f"{min(ap.values()):.1f} to {max(ap.values()):.1f}" if len(ap) > 1 else "",
-        "" if row is base else _mean(gains, signed=True),
-        _mean(ar.values()),
+        mean_of(ap),
+        range_of(ap),
+        "" if row is base else mean_gain(ap, scores_of(lines, base.setting)),
+        mean_of(scores_of(lines, row.setting, "AR")),
         "" if row.ap is None else f"{row.ap:.1f}",
         "" if paper_gain is None else f"{paper_gain:+.1f}",
         "" if row.ar is None else f"{row.ar:.1f}",
     ]
-
-
-def _numbers(lines: Sequence[Line], setting: str, column: str) -> dict[str, float]:
-    return {line["seed"]: float(line[column]) for line in lines if line["setting"] == setting}
-
-
-def _mean(values: Iterable[float], signed: bool = False) -> str:
-    values = list(values)
-    if not values:
-        return ""
-    return f"{statistics.mean(values):+.1f}" if signed else f"{statistics.mean(values):.1f}"

@@ -63,9 +63,14 @@ def find_line(lines: Iterable[Line], setting: str, seed: int) -> Line | None:
     return next((line for line in lines if (line["setting"], line["seed"]) == (setting, str(seed))), None)
 
 
-def ap_of(lines: Iterable[Line], setting: str) -> dict[str, float]:
-    """A setting's AP in percent by seed."""
-    return {line["seed"]: float(line["AP"]) for line in lines if line["setting"] == setting}
+def scores_of(lines: Iterable[Line], setting: str, column: str = "AP") -> dict[str, float]:
+    """A setting's AP in percent, or what another column holds, by seed."""
+    return {line["seed"]: float(line[column]) for line in lines if line["setting"] == setting}
+
+
+def mean_of(scores: Mapping[str, float]) -> str:
+    """Over the seeds, empty if there is none."""
+    return f"{statistics.mean(scores.values()):.1f}" if scores else ""
 
 
 def range_of(scores: Mapping[str, float]) -> str:
