@@ -27,9 +27,9 @@ BASE, TOTAL = "fgd", Bounds.total
 TERMS = ("alpha", "beta", "gamma", "lambda_")
 FOCAL = {"lambda_": 0.0}
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    BASE: ("all of FGD (tables 4, 6 and 7)", {}),
-    "foreground": ("only the boxes' insides are distilled (table 1)", FOCAL | {"beta": 0.0}),
-    "background": ("only what lies outside of all boxes is distilled (table 1)", FOCAL | {"alpha": 0.0}),
+    BASE: ("all of FGD (tables 3, 4 and 7)", {}),
+    "foreground": ("features count only in boxes, attention everywhere (table 1)", FOCAL | {"beta": 0.0}),
+    "background": ("features count only outside of all boxes, attention everywhere (table 1)", FOCAL | {"alpha": 0.0}),
     "no_split": ("the whole image is one area, weighted by beta (table 1)", FOCAL | {"split": False, "alpha": 0.0}),
     "focal": ("focal distillation alone (tables 1, 4 and 5)", FOCAL),
     "global": ("global distillation alone (tables 4 and 6)", dict.fromkeys(TERMS[:3], 0.0)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..csv_files import read_csv
@@ -24,9 +24,10 @@ starts with the teacher's neck and head, *FGD* is distilled from random initiali
 *{equal}* is the student alone with as many more steps as the time of {full} allows.
 
 COCO box metrics are in percent, on the validation images: the mean over the seeds, for AP also the range. Seconds are
-the training's wall time without validation, and depend on what else the machine was doing. The median milliseconds of
-a step, and the shares of the FGD loss (forward and backward) and of the teacher's forward pass in it, come from steps
-timed in turn, and so does the number of steps of equal time. All numbers are in the CSV file beside this page.
+the training's wall time without validation, and depend on what else the machine was doing. The milliseconds of a step,
+a median over its steps and the seeds, and the shares of the FGD loss (forward and backward) and of the teacher's
+forward pass in it come from steps timed in turn, and so does the number of steps of equal time. All numbers are in the
+CSV file beside this page.
 
 | model | seeds | steps | AP | range | AP50 | AP75 | AR | seconds | step, ms | of it FGD loss | teacher |
 |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -79,15 +80,15 @@ def _row(lines: list[Line]) -> str:
         lines[0]["setting"],
         str(len(_seeds(lines)) or ""),
         " to ".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
-        _mean(lines, "AP", 1),
+        _average(lines, "AP", 1),
         f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "",
-        _mean(lines, "AP50", 1),
-        _mean(lines, "AP75", 1),
-        _mean(lines, "AR", 1),
-        _mean(lines, "seconds", 0),
-        _mean(lines, "step_ms", 0),
-        _mean(lines, "fgd_loss_share", 0, percent=True),
-        _mean(lines, "teacher_share", 0, percent=True),
+        _average(lines, "AP50", 1),
+        _average(lines, "AP75", 1),
+        _average(lines, "AR", 1),
+        _average(lines, "seconds", 0),
+        _average(lines, "step_ms", 0, statistics.median),
+        _average(lines, "fgd_loss_share", 0, percent=True),
+        _average(lines, "teacher_share", 0, percent=True),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -112,13 +113,19 @@ def _numbers(lines: list[Line], column: str) -> list[float]:
     return [float(line[column]) for line in lines if line[column]]
 
 
-def _mean(lines: list[Line], column: str, digits: int, percent: bool = False) -> str:
-    """The column's mean as text; empty if no line has the number."""
+def _average(
+    lines: list[Line],
+    column: str,
+    digits: int,
+    average: Callable[[list[float]], float] = statistics.mean,
+    percent: bool = False,
+) -> str:
+    """The column's mean, or another average, as text; empty if no line has the number."""
     values = _numbers(lines, column)
     if not values:
         return ""
-    mean = statistics.mean(values)
-    return f"{100 * mean:.{digits}f} %" if percent else f"{mean:.{digits}f}"
+    value = average(values)
+    return f"{100 * value:.{digits}f} %" if percent else f"{value:.{digits}f}"
 
 
 if __name__ == "__main__":
