@@ -24,6 +24,7 @@ from ..training.comparison import (
     mean_of,
     range_of,
     scores_of,
+    steps_of,
     training_seconds,
 )
 from ..training.run import run
@@ -178,13 +179,11 @@ def table(lines: Sequence[Line]) -> list[str]:
     """A line a setting: mean and range of AP over the seeds, the mean gain over the student alone, and seconds."""
     rows = [["", "seeds", "steps", "AP", "range", "gain", "gain over equal time", "AP50", "AR", "seconds"]]
     for setting in SETTINGS:
-        found = [line for line in lines if line["setting"] == setting]
-        if not found:
-            continue
         scores = scores_of(lines, setting)
-        steps = sorted({int(line["steps"]) for line in found})
+        if not scores:
+            continue
         gains = ["" if setting == base else mean_gain(scores, scores_of(lines, base)) for base in (ALONE, EQUAL_TIME)]
         means = [mean_of(scores_of(lines, setting, column)) for column in ("AP50", "AR", "seconds")]
-        shown = " to ".join(str(step) for step in dict.fromkeys((steps[0], steps[-1])))
-        rows.append([setting, str(len(found)), shown, mean_of(scores), range_of(scores), *gains, *means])
+        steps = steps_of(lines, setting)
+        rows.append([setting, str(len(scores)), steps, mean_of(scores), range_of(scores), *gains, *means])
     return aligned(rows)

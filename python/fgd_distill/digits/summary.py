@@ -10,7 +10,7 @@ from pathlib import Path
 from ..csv_files import read_csv
 from ..errors import FGDValueError
 from ..files import write_text
-from ..training.comparison import Line
+from ..training.comparison import Line, mean_of, range_of, scores_of, steps_of
 from .results import COLUMNS, COST, EQUAL_TIME, FULL, METRICS
 
 PAGE = """# Digits students
@@ -64,7 +64,7 @@ def write_summary(path: str | Path) -> Path:
         versions=lines[0]["versions"].replace(" ", ", ").replace("==", " "),
         full=FULL,
         equal=EQUAL_TIME,
-        rows="\n".join(_row([line for line in lines if line["setting"] == setting]) for setting in settings),
+        rows="\n".join(_row(lines, setting) for setting in settings),
         seeds=", ".join(_seeds(lines)),
         gains="\n".join(_gains(lines)),
     )
@@ -73,35 +73,31 @@ def write_summary(path: str | Path) -> Path:
     return target
 
 
-def _row(lines: list[Line]) -> str:
-    scores = _numbers(lines, "AP")
-    steps = sorted({int(line["steps"]) for line in lines if line["steps"]})
+def _row(lines: Sequence[Line], setting: str) -> str:
+    scores = scores_of(lines, setting)
     cells = [
-        lines[0]["setting"],
-        str(len(_seeds(lines)) or ""),
-        " to ".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]])),
-        _average(lines, "AP", 1),
-        f"{min(scores):.1f} to {max(scores):.1f}" if len(scores) > 1 else "",
-        _average(lines, "AP50", 1),
-        _average(lines, "AP75", 1),
-        _average(lines, "AR", 1),
-        _average(lines, "seconds", 0),
-        _average(lines, "step_ms", 0, statistics.median),
-        _average(lines, "fgd_loss_share", 0, percent=True),
-        _average(lines, "teacher_share", 0, percent=True),
+        setting,
+        str(len(scores.keys() - {""}) or ""),
+        steps_of(lines, setting),
+        mean_of(scores),
+        range_of(scores),
+        *(mean_of(scores_of(lines, setting, metric)) for metric in ("AP50", "AP75", "AR")),
+        _average(lines, setting, "seconds"),
+        _average(lines, setting, "step_ms", statistics.median),
+        _average(lines, setting, "fgd_loss_share", percent=True),
+        _average(lines, setting, "teacher_share", percent=True),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def _gains(lines: list[Line]) -> list[str]:
-    scores = {(line["setting"], line["seed"]): float(line["AP"]) for line in lines}
+def _gains(lines: Sequence[Line]) -> list[str]:
     gains = []
     compared = [(FULL, "inherited"), ("FGD", "alone"), ("FGD", EQUAL_TIME), (FULL, "alone"), (FULL, EQUAL_TIME)]
     for better, base in compared:
-        pairs = [(scores.get((better, seed)), scores.get((base, seed))) for seed in _seeds(lines)]
-        values = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-        if values:
-            gains.append(f"- {better} over {base}: " + ", ".join(f"{value:+.1f}" for value in values))
+        ours, theirs = scores_of(lines, better), scores_of(lines, base)
+        paired = [f"{ours[seed] - theirs[seed]:+.1f}" for seed in _seeds(lines) if seed in ours and seed in theirs]
+        if paired:
+            gains.append(f"- {better} over {base}: " + ", ".join(paired))
     return gains
 
 
@@ -109,23 +105,19 @@ def _seeds(lines: Sequence[Line]) -> list[str]:
     return sorted({line["seed"] for line in lines if line["seed"]}, key=int)
 
 
-def _numbers(lines: list[Line], column: str) -> list[float]:
-    return [float(line[column]) for line in lines if line[column]]
-
-
 def _average(
-    lines: list[Line],
+    lines: Sequence[Line],
+    setting: str,
     column: str,
-    digits: int,
     average: Callable[[list[float]], float] = statistics.mean,
     percent: bool = False,
 ) -> str:
-    """The column's mean, or another average, as text; empty if no line has the number."""
-    values = _numbers(lines, column)
+    """A column's mean over the seeds, or another average, as a whole number; empty if no line has the number."""
+    values = [float(line[column]) for line in lines if line["setting"] == setting and line[column]]
     if not values:
         return ""
     value = average(values)
-    return f"{100 * value:.{digits}f} %" if percent else f"{value:.{digits}f}"
+    return f"{100 * value:.0f} %" if percent else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -84,6 +84,12 @@ def mean_gain(scores: Mapping[str, float], base: Mapping[str, float]) -> str:
     return f"{statistics.mean(paired):+.1f}" if paired else ""
 
 
+def steps_of(lines: Iterable[Line], setting: str) -> str:
+    """How many steps a setting's trainings had, from the least to the most; empty if no line tells."""
+    steps = sorted({int(line["steps"]) for line in lines if line["setting"] == setting and line["steps"]})
+    return " to ".join(str(step) for step in dict.fromkeys([*steps[:1], *steps[-1:]]))
+
+
 def line_of(setting: str, seed: int | None, cli: LightningCLI) -> Line:
     """Setting, seed, steps and COCO metrics in percent of a run that ended with a validation; None for no seed."""
     found = cli.trainer.callback_metrics
